@@ -1,0 +1,48 @@
+/* segment.h - an open segment: a mapped file (docs/FORMAT.md) whose bounds and checksums have been checked. */
+#ifndef BW_SEGMENT_H
+#define BW_SEGMENT_H
+
+#include "base.h"
+
+typedef struct bw_segment {
+    bw_map map;
+    bw_segment_info info;
+    uint8_t uuid[16];
+    bw_fingerprints fingerprints;
+    uint64_t rows;
+    uint32_t blocks;         /* ceil(rows / 256) */
+    uint32_t zone_stride;    /* blocks rounded up to 64 */
+    const int64_t *ids;      /* rows, in index order */
+    const uint32_t *id_rows; /* rows: row numbers in ascending order of id */
+    const uint8_t *codes;    /* tiles */
+    const uint8_t *zone_min; /* [32][zone_stride] */
+    const uint8_t *zone_max;
+} bw_segment;
+
+/* segment_open.c */
+int32_t bw_segment_open(const char *folder, const char *name, bw_segment **segment, bw_error *error);
+void bw_segment_close(bw_segment *segment);
+int32_t bw_segment_validate(const bw_segment *segment, bw_error *error); /* deep: O(rows) */
+
+/* Where the columns of a block are: dimension d's 256 values start at the result + d * *stride. Values past the last row
+ * are zero. The last tile is as wide as its blocks, every other one BW_TILE_ROWS. */
+static inline const uint8_t *bw_segment_block(const bw_segment *segment, uint32_t block, size_t *stride) {
+    const uint32_t per_tile = BW_TILE_ROWS / BW_BLOCK_ROWS;
+    uint32_t tile = block / per_tile, in_tile = block % per_tile;
+    uint32_t left = segment->blocks - tile * per_tile;
+    *stride = (size_t)(left < per_tile ? left : per_tile) * BW_BLOCK_ROWS;
+    return segment->codes + (size_t)tile * BW_TILE_ROWS * BW_DIMS + (size_t)in_tile * BW_BLOCK_ROWS;
+}
+
+/* Rows that block holds: 256, fewer in the last one. */
+static inline uint32_t bw_segment_block_rows(const bw_segment *segment, uint32_t block) {
+    uint64_t left = segment->rows - (uint64_t)block * BW_BLOCK_ROWS;
+    return left < BW_BLOCK_ROWS ? (uint32_t)left : BW_BLOCK_ROWS;
+}
+
+/* segment_order.c: the order of rows in a segment. order[i] is the input row that goes to place i; depends on the set of
+ * (id, code) alone. */
+int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order, bw_progress progress,
+                         void *context, bw_error *error);
+
+#endif

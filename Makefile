@@ -1,0 +1,76 @@
+# make demo    environment, build, and the main job from images to a refined answer, offline
+# make test    every test: linters, types, C tests under sanitizers, Python and SQL tests on DuckDB 2.0 and 1.5
+# make format  puts C and Python sources in the project's form
+# make clean   removes what the others made
+#
+# Needs a C compiler and Python 3.11 or newer with venv; everything else is installed into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+BUILD  := build
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+SOURCES  := $(shell find engine sql pyproject.toml constraints.txt README.md LICENSE -type f \
+              -not -path '*/__pycache__/*' -not -name '*.pyc' 2>/dev/null)
+C_FILES  := $(shell find engine/csrc -name '*.c' -o -name '*.h' 2>/dev/null)
+DUCKDB_OLD := 1.5.6
+# pytest options, e.g. make test PYTEST="-k knn -x"
+PYTEST ?=
+
+.PHONY: demo test lint test-c test-python test-duckdb-old test-isa format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/boxwood demo
+
+test: lint test-c test-duckdb-old test-isa test-python
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The package with what the demo needs, built from this tree. torch first and alone, so that nothing asks for another one.
+$(VENV)/installed: $(VENV)/bin/python $(SOURCES)
+	$(PIP) torch
+	$(PIP) ".[clip,trees]"
+	touch $@
+
+$(VENV)/tools: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) pytest hypothesis ruff mypy duckdb-cli clang-format cmake ninja
+	touch $@
+
+lint: $(VENV)/installed $(VENV)/tools
+	$(BIN)/ruff check engine tests benchmarks
+	$(BIN)/ruff format --check engine tests benchmarks
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES)
+	$(BIN)/mypy
+
+test-c: $(VENV)/tools
+	$(BIN)/cmake -S engine/csrc -B $(BUILD)/ctest -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DBOXWOOD_TESTS=ON -DBOXWOOD_SANITIZE=ON -DBOXWOOD_FAULTS=ON
+	$(BIN)/cmake --build $(BUILD)/ctest
+	cd $(BUILD)/ctest && $(CURDIR)/$(BIN)/ctest --output-on-failure --parallel 2
+
+# The same files in the other DuckDB that is supported.
+$(BUILD)/duckdb-$(DUCKDB_OLD): $(VENV)/bin/python
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $@ duckdb==$(DUCKDB_OLD)
+
+test-duckdb-old: $(VENV)/installed $(VENV)/tools | $(BUILD)/duckdb-$(DUCKDB_OLD)
+	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) PATH=$(CURDIR)/$(BIN):$$PATH \
+	    $(BIN)/python -m pytest tests/test_sql.py tests/test_collection.py tests/test_store_machine.py $(PYTEST)
+
+# And with the plain C kernels, the oracle of the others.
+test-isa: $(VENV)/installed $(VENV)/tools
+	BOXWOOD_FORCE_ISA=generic PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest tests/test_sql.py $(PYTEST)
+
+test-python: $(VENV)/installed $(VENV)/tools
+	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest $(PYTEST)
+
+format: $(VENV)/tools
+	$(BIN)/ruff check --fix engine tests benchmarks
+	$(BIN)/ruff format engine tests benchmarks
+	$(BIN)/clang-format -i $(C_FILES)
+
+clean:
+	rm -rf $(VENV) $(BUILD) boxwood-demo

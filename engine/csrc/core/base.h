@@ -54,6 +54,9 @@ uint64_t bw_now(void); /* nanoseconds, monotonic */
 
 /* ---- files ---- */
 
+/* Whether a name is one that files in an index folder may have (docs/FORMAT.md): none leads out of the folder. */
+bool bw_name_ok(const char *name);
+
 /* A file that appears whole or not at all: written beside its name, synced, renamed. */
 typedef struct bw_writer bw_writer;
 int32_t bw_writer_open(const char *folder, const char *name, bw_writer **writer, bw_error *error);
@@ -68,9 +71,11 @@ typedef struct bw_map {
     const uint8_t *data;
     size_t bytes;
     uint64_t device, inode, modified_ns; /* identity, to see whether a path still means this file */
+    bool settled; /* old enough when opened that any later write must change modified_ns */
 } bw_map;
 int32_t bw_map_open(const char *path, bw_map *map, bw_error *error); /* BW_MISSING when there is no such file */
 void bw_map_close(bw_map *map);
+/* Of a file or folder; BW_MISSING when there is none. */
 int32_t bw_file_identity(const char *path, uint64_t *device, uint64_t *inode, uint64_t *modified_ns, uint64_t *bytes,
                          bw_error *error);
 char *bw_path_join(const char *folder, const char *name); /* owned: bw_free; NULL when out of memory */

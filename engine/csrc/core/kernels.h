@@ -4,7 +4,7 @@
 
 #include "base.h"
 
-/* A conjunction of ranges in the form that kernels take: parallel arrays, `count` entries. */
+/* A conjunction of ranges in the form that kernels take: parallel arrays, `count` entries, lo <= hi in each. */
 typedef struct bw_ranges {
     uint32_t count; /* 0: every row is inside */
     uint8_t dim[BW_DIMS];
@@ -20,7 +20,8 @@ typedef struct bw_kernels {
     bool (*box)(const uint8_t *block, size_t stride, const bw_ranges *ranges, uint64_t mask[4]);
 
     /* Zone test of 64 blocks, b .. b + 63: zone_min + d * zone_stride + b and zone_max likewise. Bit i of *overlaps:
-     * block b + i may hold rows of the box; of *contained: all its rows are inside. */
+     * block b + i may hold rows of the box; of *contained: it may, and all its rows are inside. What the bits of places
+     * past the last block are is left open. */
     void (*zones)(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b, const bw_ranges *ranges,
                   uint64_t *overlaps, uint64_t *contained);
 
@@ -44,6 +45,10 @@ const bw_kernels *bw_kernels_generic(void);
 const bw_kernels *bw_kernels_avx2(void);
 const bw_kernels *bw_kernels_avx512(void);
 const bw_kernels *bw_kernels_neon(void);
+
+/* What several tables share: the scores (gathers were no faster), and the checksum by SSE4.2's instruction. */
+void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant, int64_t scores[256]);
+uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes); /* kernels_avx2.c */
 
 /* cpu.c */
 bool bw_cpu_has_avx2(void);

@@ -17,9 +17,11 @@ typedef struct bw_segment {
     const uint8_t *codes;    /* tiles */
     const uint8_t *zone_min; /* [32][zone_stride] */
     const uint8_t *zone_max;
+    uint32_t header_checksum;
+    uint32_t holds; /* open indexes that use it; index.c's */
 } bw_segment;
 
-/* segment_open.c */
+/* segment_open.c. BW_MISSING when there is no such file, BW_CORRUPT or BW_VERSION when it is not a whole segment. */
 int32_t bw_segment_open(const char *folder, const char *name, bw_segment **segment, bw_error *error);
 void bw_segment_close(bw_segment *segment);
 int32_t bw_segment_validate(const bw_segment *segment, bw_error *error); /* deep: O(rows) */
@@ -40,7 +42,10 @@ static inline uint32_t bw_segment_block_rows(const bw_segment *segment, uint32_t
     return left < BW_BLOCK_ROWS ? (uint32_t)left : BW_BLOCK_ROWS;
 }
 
-/* segment_order.c: the order of rows in a segment. order[i] is the input row that goes to place i; depends on the set of
+/* segment_order.c. Row numbers in ascending order of their ids; rows with the same id in ascending order of number. */
+int32_t bw_sort_ids(const int64_t *ids, uint64_t rows, uint32_t *sorted, bw_error *error);
+
+/* The order of rows in a segment. order[i] is the input row that goes to place i; depends on the set of
  * (id, code) alone. */
 int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order, bw_progress progress,
                          void *context, bw_error *error);

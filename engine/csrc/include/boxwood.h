@@ -144,7 +144,8 @@ int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint
 int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes, bw_error *error);
 
 /* Draws min(n, rows left) distinct random ids that are not in `exclude` (sorted ascending, may be NULL with 0). The draw
- * depends on the seed and on the set of ids alone, not on segments or row order. *drawn receives their number. */
+ * depends on the seed and on the set of ids alone, not on segments or row order. ids receives them in ascending order,
+ * *drawn their number. */
 int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int64_t *exclude, size_t excluded, int64_t *ids,
                       size_t *drawn, bw_error *error);
 

@@ -1,0 +1,173 @@
+/* kernels_avx2.c - the kernels with AVX2, 32 bytes a register; compiled with flags of its own, run only where cpu.c allows.
+ *
+ * A range test in bytes: x is inside lo .. hi exactly when (x - lo) mod 256 <= hi - lo, that is, when the saturating
+ * difference of the two is zero. Ranges are joined by OR of those differences: zero means inside all of them. */
+#include "kernels.h"
+
+#if defined(__AVX2__) && defined(__SSE4_2__) && defined(__x86_64__)
+#include <immintrin.h>
+#include <string.h>
+
+static inline __m256i load(const uint8_t *at) { return _mm256_loadu_si256((const __m256i *)(const void *)at); }
+
+static inline uint32_t zero_bytes(__m256i x) {
+    return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x, _mm256_setzero_si256()));
+}
+
+static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, uint64_t mask[4]) {
+    __m256i out[8]; /* of each row: zero while it is inside */
+    for (int k = 0; k < 8; k++) {
+        out[k] = _mm256_setzero_si256();
+    }
+    for (uint32_t i = 0; i < ranges->count; i++) {
+        const uint8_t *column = block + ranges->dim[i] * stride;
+        const __m256i lo = _mm256_set1_epi8((char)ranges->lo[i]);
+        const __m256i width = _mm256_set1_epi8((char)(ranges->hi[i] - ranges->lo[i]));
+        for (int k = 0; k < 8; k++) {
+            __m256i x = _mm256_sub_epi8(load(column + 32 * k), lo);
+            out[k] = _mm256_or_si256(out[k], _mm256_subs_epu8(x, width));
+        }
+        __m256i least = _mm256_min_epu8(_mm256_min_epu8(_mm256_min_epu8(out[0], out[1]), _mm256_min_epu8(out[2], out[3])),
+                                        _mm256_min_epu8(_mm256_min_epu8(out[4], out[5]), _mm256_min_epu8(out[6], out[7])));
+        if (zero_bytes(least) == 0) {
+            memset(mask, 0, 4 * sizeof *mask);
+            return false;
+        }
+    }
+    for (int k = 0; k < 4; k++) {
+        mask[k] = zero_bytes(out[2 * k]) | (uint64_t)zero_bytes(out[2 * k + 1]) << 32;
+    }
+    return true;
+}
+
+static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b, const bw_ranges *ranges,
+                  uint64_t *overlaps, uint64_t *contained) {
+    __m256i apart[2], over[2]; /* zero: overlaps, contained */
+    apart[0] = apart[1] = over[0] = over[1] = _mm256_setzero_si256();
+    for (uint32_t i = 0; i < ranges->count; i++) {
+        const uint8_t *low = zone_min + ranges->dim[i] * zone_stride + b;
+        const uint8_t *high = zone_max + ranges->dim[i] * zone_stride + b;
+        const __m256i lo = _mm256_set1_epi8((char)ranges->lo[i]), hi = _mm256_set1_epi8((char)ranges->hi[i]);
+        for (int k = 0; k < 2; k++) {
+            __m256i least = load(low + 32 * k), most = load(high + 32 * k);
+            apart[k] = _mm256_or_si256(apart[k], _mm256_or_si256(_mm256_subs_epu8(least, hi), _mm256_subs_epu8(lo, most)));
+            over[k] = _mm256_or_si256(over[k], _mm256_or_si256(_mm256_subs_epu8(lo, least), _mm256_subs_epu8(most, hi)));
+        }
+        if (zero_bytes(_mm256_min_epu8(apart[0], apart[1])) == 0) {
+            *overlaps = *contained = 0;
+            return;
+        }
+    }
+    *overlaps = zero_bytes(apart[0]) | (uint64_t)zero_bytes(apart[1]) << 32;
+    *contained = *overlaps & (zero_bytes(over[0]) | (uint64_t)zero_bytes(over[1]) << 32);
+}
+
+/* Adds a * a + b * b of 32 rows to their sums. Unpacking works within halves of a register, so that sums[k] holds rows
+ * 4 k .. 4 k + 3 and 16 + 4 k .. 16 + 4 k + 3; store_sums puts them in order. */
+static inline void add_squares(__m256i a, __m256i b, __m256i sums[4]) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+    __m256i pairs[4] = {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero), _mm256_unpacklo_epi8(high, zero),
+                        _mm256_unpackhi_epi8(high, zero)};
+    for (int k = 0; k < 4; k++) {
+        sums[k] = _mm256_add_epi32(sums[k], _mm256_madd_epi16(pairs[k], pairs[k]));
+    }
+}
+
+static inline void store_sums(const __m256i sums[4], uint32_t *out) {
+    for (int k = 0; k < 2; k++) {
+        __m256i even = sums[2 * k], odd = sums[2 * k + 1];
+        _mm256_storeu_si256((__m256i *)(void *)(out + 8 * k), _mm256_permute2x128_si256(even, odd, 0x20));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 + 8 * k), _mm256_permute2x128_si256(even, odd, 0x31));
+    }
+}
+
+static inline __m256i difference(__m256i x, __m256i y) {
+    return _mm256_or_si256(_mm256_subs_epu8(x, y), _mm256_subs_epu8(y, x));
+}
+
+static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS], uint32_t distances[256]) {
+    for (int row = 0; row < BW_BLOCK_ROWS; row += 32) {
+        __m256i sums[4];
+        sums[0] = sums[1] = sums[2] = sums[3] = _mm256_setzero_si256();
+        for (int d = 0; d < BW_DIMS; d += 2) {
+            const uint8_t *column = block + d * stride + row;
+            add_squares(difference(load(column), _mm256_set1_epi8((char)query[d])),
+                        difference(load(column + stride), _mm256_set1_epi8((char)query[d + 1])), sums);
+        }
+        store_sums(sums, distances + row);
+    }
+}
+
+static inline __m256i outside(const uint8_t *low, const uint8_t *high, uint8_t value) {
+    const __m256i x = _mm256_set1_epi8((char)value);
+    return _mm256_max_epu8(_mm256_subs_epu8(load(low), x), _mm256_subs_epu8(x, load(high)));
+}
+
+static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
+                           const uint8_t query[BW_DIMS], uint32_t distances[64]) {
+    for (size_t place = 0; place < 64; place += 32) {
+        __m256i sums[4];
+        sums[0] = sums[1] = sums[2] = sums[3] = _mm256_setzero_si256();
+        for (int d = 0; d < BW_DIMS; d += 2) {
+            const uint8_t *low = zone_min + d * zone_stride + b + place, *high = zone_max + d * zone_stride + b + place;
+            add_squares(outside(low, high, query[d]), outside(low + zone_stride, high + zone_stride, query[d + 1]), sums);
+        }
+        store_sums(sums, distances + place);
+    }
+}
+
+/* ---- CRC-32C ----
+ * The instruction has a latency of three cycles, so three stretches run side by side. The checksum register after a
+ * stretch of STRETCH further bytes is the register before it times x^(8 STRETCH), modulo the polynomial, plus the
+ * stretch's own; polynomials are reflected: the highest bit is x^0. */
+
+#define STRETCH ((size_t)8192)
+#define SHIFT_ONE 0x28461564u /* x^(8 STRETCH) */
+#define SHIFT_TWO 0xbf455269u /* x^(16 STRETCH) */
+
+static uint32_t multiply(uint32_t a, uint32_t b) {
+    uint32_t product = 0;
+    for (int bit = 0; bit < 32; bit++) {
+        product ^= b & (0u - (a >> 31));
+        a <<= 1;
+        b = (b >> 1) ^ (0x82f63b78u & (0u - (b & 1)));
+    }
+    return product;
+}
+
+static inline uint64_t word(const uint8_t *at) {
+    uint64_t value;
+    memcpy(&value, at, sizeof value);
+    return value;
+}
+
+uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes) {
+    const uint8_t *at = data;
+    uint64_t first = ~crc;
+    for (; bytes >= 3 * STRETCH; bytes -= 3 * STRETCH, at += 3 * STRETCH) {
+        uint64_t second = 0, third = 0;
+        for (size_t i = 0; i < STRETCH; i += 8) {
+            first = _mm_crc32_u64(first, word(at + i));
+            second = _mm_crc32_u64(second, word(at + STRETCH + i));
+            third = _mm_crc32_u64(third, word(at + 2 * STRETCH + i));
+        }
+        first = multiply((uint32_t)first, SHIFT_TWO) ^ multiply((uint32_t)second, SHIFT_ONE) ^ (uint32_t)third;
+    }
+    for (; bytes >= 8; bytes -= 8, at += 8) {
+        first = _mm_crc32_u64(first, word(at));
+    }
+    uint32_t rest = (uint32_t)first;
+    for (; bytes > 0; bytes--, at++) {
+        rest = _mm_crc32_u8(rest, *at);
+    }
+    return ~rest;
+}
+
+const bw_kernels *bw_kernels_avx2(void) {
+    static const bw_kernels table = {"avx2", box, zones, distances, zone_distances, bw_scores_generic, bw_crc32c_sse42};
+    return &table;
+}
+#else
+const bw_kernels *bw_kernels_avx2(void) { return NULL; }
+#endif

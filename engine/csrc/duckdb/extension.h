@@ -1,0 +1,117 @@
+/* extension.h - what the files of the DuckDB extension share. */
+#ifndef BOXWOOD_EXTENSION_H
+#define BOXWOOD_EXTENSION_H
+
+#include "boxwood.h"
+#include "duckdb_slots.h"
+
+/* ---- errors -------------------------------------------------------------------------------------------- */
+
+/* Fills `error` and gives false, so that `return fail(...)` reads well. */
+bool fail(bw_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
+bool fail_memory(bw_error *error);
+
+#define MESSAGE_BYTES 640
+/* "function: message" as valid UTF-8, whatever was cut off. Gives `text`. */
+const char *error_text(const char *function, const bw_error *error, char text[MESSAGE_BYTES]);
+
+/* ---- table functions ----------------------------------------------------------------------------------- */
+
+typedef struct column {
+    const char *name;
+    duckdb_type type;
+} column;
+
+typedef struct parameter {
+    const char *name;
+    duckdb_type type;
+    bool list;
+} parameter;
+
+/* One call of a table function as it was bound: everything that any of them may need. Immutable after the
+ * bind, so that any number of executions and threads may use it. */
+typedef struct call {
+    const struct table_function *function;
+    char *path;      /* of the index folder; NULL for functions without an index. Owned: duckdb_free */
+    bw_index *index; /* as it was at the bind */
+    bw_model *model;
+    uint8_t code[BW_DIMS]; /* k-NN: the query, */
+    bool by_id;            /* or the id to take it from */
+    int64_t like;
+    uint32_t k;
+    bw_train_options options;
+    int64_t *positives;
+    int64_t *negatives;
+    size_t n_positives;
+    size_t n_negatives;
+} call;
+
+/* Rows computed at once, to be handed out in chunks: row-major cells, one type a column. */
+typedef union cell {
+    int64_t integer; /* BIGINT, INTEGER, BOOLEAN */
+    double real;
+    char *text; /* owned; NULL is SQL's NULL */
+} cell;
+
+typedef struct relation {
+    const column *columns;
+    uint64_t width;
+    uint64_t rows;
+    uint64_t next; /* first row not handed out yet */
+    cell *cells;
+} relation;
+
+/* Room for `rows` rows, to be called once; relation_row appends one. */
+bool relation_reserve(relation *relation, uint64_t rows, bw_error *error);
+cell *relation_row(relation *relation);
+bool set_text(cell *cell, const char *text, bw_error *error);
+
+/* Besides the named parameters each takes one VARCHAR without a name: the index, for boxwood_boxes the model.
+ */
+typedef struct table_function {
+    const char *name;
+    const parameter *parameters; /* named ones, ended by a NULL name */
+    const column *columns;       /* ended by a NULL name */
+    bool (*bind)(call *call, duckdb_bind_info info, bw_error *error);
+
+    /* Either of the two, with the index as it is at the execution: rows at once, */
+    bool (*run)(const call *call, const bw_index *index, relation *out, bw_error *error);
+    /* or a search whose rows stream on DuckDB's threads. *search is owned by the caller. */
+    bool (*open)(const call *call, const bw_index *index, bw_search **search, int32_t *score_shift,
+                 bw_error *error);
+    bool count; /* of `open`: one row with the number and the statistics instead of the rows */
+} table_function;
+
+extern const table_function *const table_functions[]; /* ended by NULL */
+
+/* The index of the call as it is on disk now: a prepared statement is bound once and executed often. Owned:
+ * bw_index_close. NULL for functions without an index. */
+bool open_current(const call *call, bw_index **index, bw_error *error);
+
+/* Callbacks for `open` functions (scan.c): rows, or their count. */
+void scan_init(duckdb_init_info info);
+void scan_local_init(duckdb_init_info info);
+void scan_next(duckdb_function_info info, duckdb_data_chunk output);
+void count_init(duckdb_init_info info);
+void count_next(duckdb_function_info info, duckdb_data_chunk output);
+
+duckdb_state register_scalar_functions(duckdb_connection connection);
+
+/* ---- reading arguments (arguments.c) ------------------------------------------------------------------- */
+
+/* Each reads the parameter of the name; the absent and, where said, the NULL one leave *value as it is.
+ * Otherwise NULL is an error. Lists are owned by the caller: free. */
+bool given(duckdb_bind_info info, const char *name);
+bool read_integer(duckdb_bind_info info, const char *name, int64_t *value, bw_error *error);
+bool read_unsigned(duckdb_bind_info info, const char *name, uint64_t *value, bw_error *error);
+bool read_real(duckdb_bind_info info, const char *name, double *value, bw_error *error);
+/* *value is owned: duckdb_free. */
+bool read_text(duckdb_bind_info info, const char *name, char **value, bw_error *error);
+bool read_bytes(duckdb_bind_info info, const char *name, uint8_t **values, size_t *n, bw_error *error);
+/* A NULL list reads as an empty one: it is what list() gives for no rows. */
+bool read_ids(duckdb_bind_info info, const char *name, int64_t **values, size_t *n, bw_error *error);
+bool read_index(duckdb_bind_info info, call *call, bw_error *error);
+bool read_model(duckdb_bind_info info, bw_model **model, bw_error *error);
+bool read_positional_model(duckdb_bind_info info, bw_model **model, bw_error *error);
+
+#endif

@@ -1,0 +1,54 @@
+-- The names that people use: collections instead of index folders. Temporary, so that they work in a database that is
+-- open read-only and leave nothing behind. They need the extension, and two things from whoever loads them:
+--   the variable boxwood_index, MAP(VARCHAR, VARCHAR): collection -> index folder
+--   a scalar clip_text(collection, text) -> UTINYINT[]: the code of a phrase (a macro in shell.sql, Python's encoder else)
+
+-- The index folder of a collection.
+CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
+    coalesce(
+        getvariable('boxwood_index')[collection::VARCHAR],
+        error('there is no collection ' || coalesce('''' || collection::VARCHAR || '''', 'NULL') || '; there are: '
+              || coalesce(nullif(array_to_string(list_sort(map_keys(getvariable('boxwood_index'))), ', '), ''), 'none'))
+    );
+
+-- The k images nearest to a phrase, to a code, and to an image of the collection (itself first): id, distance.
+CREATE OR REPLACE TEMP MACRO search_text(collection, text, k := 60) AS TABLE
+    SELECT * FROM boxwood_knn(boxwood_path(collection), q := clip_text(collection, text), k := k);
+
+CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60) AS TABLE
+    SELECT * FROM boxwood_knn(boxwood_path(collection), q := q, k := k);
+
+CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60) AS TABLE
+    SELECT * FROM boxwood_knn(boxwood_path(collection), "like" := id, k := k);
+
+-- Everything that is like the positives and unlike the negatives: id, votes, score.
+CREATE OR REPLACE TEMP MACRO refine(
+    collection, positives := NULL, negatives := [], learner := 'ensemble', estimators := 25, random_negatives := 500,
+    negative_weight := 1.0, seed := 0
+) AS TABLE
+    SELECT * FROM boxwood_refine(
+        boxwood_path(collection), positives := positives, negatives := negatives, learner := learner,
+        estimators := estimators, random_negatives := random_negatives, negative_weight := negative_weight, seed := seed);
+
+-- The model that refine would use, to be kept: model, learner and how it was trained.
+CREATE OR REPLACE TEMP MACRO train_model(
+    collection, positives := NULL, negatives := [], learner := 'ensemble', estimators := 25, random_negatives := 500,
+    negative_weight := 1.0, seed := 0
+) AS TABLE
+    SELECT * FROM boxwood_train(
+        boxwood_path(collection), positives := positives, negatives := negatives, learner := learner,
+        estimators := estimators, random_negatives := random_negatives, negative_weight := negative_weight, seed := seed);
+
+-- A model's rows, their number, and how the index finds them box by box.
+CREATE OR REPLACE TEMP MACRO search_model(collection, model) AS TABLE
+    SELECT * FROM boxwood_search(boxwood_path(collection), model := model);
+
+CREATE OR REPLACE TEMP MACRO count_model(collection, model) AS TABLE
+    SELECT * FROM boxwood_count(boxwood_path(collection), model := model);
+
+CREATE OR REPLACE TEMP MACRO explain_model(collection, model) AS TABLE
+    SELECT * FROM boxwood_explain(boxwood_path(collection), model := model);
+
+-- The segments of a collection's index.
+CREATE OR REPLACE TEMP MACRO collection_info(collection) AS TABLE
+    SELECT * FROM boxwood_info(boxwood_path(collection));

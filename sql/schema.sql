@@ -1,0 +1,32 @@
+-- The tables in which a database keeps its collections. Beside them stands, for each collection, a table
+-- boxwood."<name>_codes"(id BIGINT PRIMARY KEY, d00 UTINYINT NOT NULL, .., d31 UTINYINT NOT NULL).
+CREATE SCHEMA IF NOT EXISTS boxwood;
+
+CREATE TABLE IF NOT EXISTS boxwood.collections (
+    name VARCHAR PRIMARY KEY,
+    uuid VARCHAR NOT NULL UNIQUE,              -- the folder of its index: <database file>.boxwood/<uuid>
+    generation BIGINT NOT NULL,                -- raised by every change of its rows
+    table_name VARCHAR,                        -- the user's table of metadata, if there is one
+    id_column VARCHAR NOT NULL,
+    encoder VARCHAR,                           -- open_clip model/pretrained tag; NULL: codes came from outside
+    encoder_fingerprint VARCHAR NOT NULL,      -- fingerprints: empty where there is none
+    head_fingerprint VARCHAR NOT NULL,
+    quantizer_fingerprint VARCHAR NOT NULL,
+    quantizer_offset DOUBLE,
+    quantizer_scale DOUBLE,
+    created TIMESTAMP NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS boxwood.heads (
+    fingerprint VARCHAR PRIMARY KEY,
+    kind VARCHAR NOT NULL,
+    data BLOB NOT NULL
+);
+
+-- Phrases with their codes: the vocabulary, and what was searched. The shell searches by these.
+CREATE TABLE IF NOT EXISTS boxwood.texts (
+    collection VARCHAR NOT NULL,
+    text VARCHAR NOT NULL,
+    code UTINYINT[] NOT NULL,
+    PRIMARY KEY (collection, text)
+);

@@ -19,7 +19,7 @@ CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60) AS TABLE
     SELECT * FROM boxwood_knn(boxwood_path(collection), q := q, k := k);
 
 CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60) AS TABLE
-    SELECT * FROM boxwood_knn(boxwood_path(collection), "like" := id, k := k);
+    SELECT * FROM boxwood_knn(boxwood_path(collection), like := id, k := k);
 
 -- Everything that is like the positives and unlike the negatives: id, votes, score.
 CREATE OR REPLACE TEMP MACRO refine(

@@ -14,7 +14,10 @@ CREATE TABLE IF NOT EXISTS boxwood.collections (
     quantizer_fingerprint VARCHAR NOT NULL,
     quantizer_offset DOUBLE,
     quantizer_scale DOUBLE,
-    created TIMESTAMP NOT NULL
+    created TIMESTAMP NOT NULL,
+    owns_table BOOLEAN NOT NULL DEFAULT false, -- Boxwood made that table, and drops it with the collection
+    texts BLOB,                                -- phrases (JSON) or their embeddings (.npy), for the head that is to come
+    folder VARCHAR                             -- the folder of the index where the database is in memory
 );
 
 CREATE TABLE IF NOT EXISTS boxwood.heads (

@@ -8,7 +8,7 @@
 -- collection -> index folder, beside the database file
 SET VARIABLE boxwood_index = (
     SELECT coalesce(
-        map_from_entries(list({'k': name, 'v': d.path || '.boxwood/' || c.uuid})),
+        map_from_entries(list({'k': name, 'v': coalesce(c.folder, d.path || '.boxwood/' || c.uuid)})),
         MAP {}::MAP(VARCHAR, VARCHAR))
     FROM boxwood.collections c, duckdb_databases() d
     WHERE d.database_name = current_database()

@@ -8,8 +8,9 @@
 /* __builtin_cpu_supports asks the operating system (XGETBV) too, whether it saves the wide registers. */
 bool bw_cpu_has_avx2(void) {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-           __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("sse4.2");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi") &&
+           __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
+           __builtin_cpu_supports("sse4.2");
 }
 
 bool bw_cpu_has_avx512(void) {
@@ -17,8 +18,12 @@ bool bw_cpu_has_avx512(void) {
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
 #else
-bool bw_cpu_has_avx2(void) { return false; }
-bool bw_cpu_has_avx512(void) { return false; }
+bool bw_cpu_has_avx2(void) {
+    return false;
+}
+bool bw_cpu_has_avx512(void) {
+    return false;
+}
 #endif
 
 bool bw_cpu_has_neon(void) {
@@ -29,7 +34,9 @@ bool bw_cpu_has_neon(void) {
 #endif
 }
 
-static bool always(void) { return true; }
+static bool always(void) {
+    return true;
+}
 
 static const struct {
     const char *name;
@@ -79,17 +86,21 @@ int32_t bw_isa_select(const char *name, bw_error *error) {
         }
         table = choices[i].table();
         if (!table || !choices[i].cpu_has()) {
-            return bw_fail(error, BW_INVALID, "this computer cannot run the %s kernels; the best it can run are %s", name,
+            return bw_fail(error, BW_INVALID,
+                           "this computer cannot run the %s kernels; the best it can run are %s", name,
                            best()->name);
         }
     }
     if (!table) {
         return bw_fail(error, BW_INVALID,
-                       "there is no instruction set \"%.40s\": choose generic, avx2, avx512 or neon, or nothing for the best",
+                       "there is no instruction set \"%.40s\": choose generic, avx2, avx512 or neon, or "
+                       "nothing for the best",
                        name);
     }
     atomic_store_explicit(&in_use, table, memory_order_release);
     return BW_OK;
 }
 
-const char *bw_isa(void) { return bw_kernels_get()->name; }
+const char *bw_isa(void) {
+    return bw_kernels_get()->name;
+}

@@ -12,7 +12,8 @@ typedef struct reader {
     uint32_t depth;
     bw_json *json;
     size_t capacity;   /* of json->values */
-    char *next_string; /* free space in json->strings, which is as large as the text: decoding never lengthens */
+    char *next_string; /* free space in json->strings, which is as large as the text: decoding never lengthens
+                        */
     bw_error *error;
 } reader;
 
@@ -40,7 +41,9 @@ static void skip_space(reader *r) {
     }
 }
 
-static int peek(const reader *r) { return r->at < r->bytes ? (unsigned char)r->text[r->at] : -1; }
+static int peek(const reader *r) {
+    return r->at < r->bytes ? (unsigned char)r->text[r->at] : -1;
+}
 
 static int32_t new_value(reader *r, bw_json_kind kind, uint32_t *number) {
     bw_json *json = r->json;
@@ -215,7 +218,9 @@ static int32_t read_string(reader *r) {
     return BW_OK;
 }
 
-static bool is_digit(int c) { return c >= '0' && c <= '9'; }
+static bool is_digit(int c) {
+    return c >= '0' && c <= '9';
+}
 
 static int32_t read_number(reader *r) {
     uint32_t number;
@@ -289,7 +294,8 @@ static int32_t read_word(reader *r) {
             return BW_OK;
         }
     }
-    return fail_at(r, r->at, "expected a value: an object, an array, a string, a number, true, false or null");
+    return fail_at(r, r->at,
+                   "expected a value: an object, an array, a string, a number, true, false or null");
 }
 
 int bw_json_fit(const char *string) {
@@ -303,7 +309,9 @@ int bw_json_fit(const char *string) {
     return (int)length;
 }
 
-static int compare_keys(const void *a, const void *b) { return strcmp(*(const char *const *)a, *(const char *const *)b); }
+static int compare_keys(const void *a, const void *b) {
+    return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
 
 /* Sorting keeps the check cheap for objects with millions of keys. */
 static int32_t check_keys(reader *r, uint32_t object) {
@@ -324,7 +332,8 @@ static int32_t check_keys(reader *r, uint32_t object) {
     for (uint32_t i = 1; i < count && !status; i++) {
         if (strcmp(keys[i - 1], keys[i]) == 0) {
             char what[96];
-            snprintf(what, sizeof what, "the object has the key \"%.*s\" twice", bw_json_fit(keys[i]), keys[i]);
+            snprintf(what, sizeof what, "the object has the key \"%.*s\" twice", bw_json_fit(keys[i]),
+                     keys[i]);
             status = fail_at(r, values[object].start, what);
         }
     }
@@ -375,7 +384,8 @@ static int32_t read_container(reader *r, bool object) {
                 break;
             }
             if (peek(r) < 0) {
-                return fail_at(r, start, object ? "the object has no closing '}'" : "the array has no closing ']'");
+                return fail_at(r, start,
+                               object ? "the object has no closing '}'" : "the array has no closing ']'");
             }
             if (peek(r) != ',') {
                 return fail_at(r, r->at, object ? "expected ',' or '}'" : "expected ',' or ']'");
@@ -408,7 +418,8 @@ static int32_t read_value(reader *r) {
 int32_t bw_json_parse(const char *text, size_t bytes, bw_json *json, bw_error *error) {
     *json = (bw_json){0};
     if (!text || bytes >= UINT32_MAX) {
-        return bw_fail(error, BW_INVALID, text ? "JSON: the document is 4 GiB or larger" : "JSON: no document");
+        return bw_fail(error, BW_INVALID,
+                       text ? "JSON: the document is 4 GiB or larger" : "JSON: no document");
     }
     reader r = {.text = text, .bytes = bytes, .json = json, .error = error};
     json->strings = bw_alloc(bytes);

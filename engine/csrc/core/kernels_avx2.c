@@ -1,14 +1,18 @@
-/* kernels_avx2.c - the kernels with AVX2, 32 bytes a register; compiled with flags of its own, run only where cpu.c allows.
+/* kernels_avx2.c - the kernels with AVX2, 32 bytes a register; compiled with flags of its own, run only where
+ * cpu.c allows.
  *
- * A range test in bytes: x is inside lo .. hi exactly when (x - lo) mod 256 <= hi - lo, that is, when the saturating
- * difference of the two is zero. Ranges are joined by OR of those differences: zero means inside all of them. */
+ * A range test in bytes: x is inside lo .. hi exactly when (x - lo) mod 256 <= hi - lo, that is, when the
+ * saturating difference of the two is zero. Ranges are joined by OR of those differences: zero means inside
+ * all of them. */
 #include "kernels.h"
 
 #if defined(__AVX2__) && defined(__SSE4_2__) && defined(__x86_64__)
 #include <immintrin.h>
 #include <string.h>
 
-static inline __m256i load(const uint8_t *at) { return _mm256_loadu_si256((const __m256i *)(const void *)at); }
+static inline __m256i load(const uint8_t *at) {
+    return _mm256_loadu_si256((const __m256i *)(const void *)at);
+}
 
 static inline uint32_t zero_bytes(__m256i x) {
     return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x, _mm256_setzero_si256()));
@@ -27,8 +31,9 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
             __m256i x = _mm256_sub_epi8(load(column + 32 * k), lo);
             out[k] = _mm256_or_si256(out[k], _mm256_subs_epu8(x, width));
         }
-        __m256i least = _mm256_min_epu8(_mm256_min_epu8(_mm256_min_epu8(out[0], out[1]), _mm256_min_epu8(out[2], out[3])),
-                                        _mm256_min_epu8(_mm256_min_epu8(out[4], out[5]), _mm256_min_epu8(out[6], out[7])));
+        __m256i least = _mm256_min_epu8(
+            _mm256_min_epu8(_mm256_min_epu8(out[0], out[1]), _mm256_min_epu8(out[2], out[3])),
+            _mm256_min_epu8(_mm256_min_epu8(out[4], out[5]), _mm256_min_epu8(out[6], out[7])));
         if (zero_bytes(least) == 0) {
             memset(mask, 0, 4 * sizeof *mask);
             return false;
@@ -40,8 +45,8 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
     return true;
 }
 
-static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b, const bw_ranges *ranges,
-                  uint64_t *overlaps, uint64_t *contained) {
+static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
+                  const bw_ranges *ranges, uint64_t *overlaps, uint64_t *contained) {
     __m256i apart[2], over[2]; /* zero: overlaps, contained */
     apart[0] = apart[1] = over[0] = over[1] = _mm256_setzero_si256();
     for (uint32_t i = 0; i < ranges->count; i++) {
@@ -50,8 +55,10 @@ static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_
         const __m256i lo = _mm256_set1_epi8((char)ranges->lo[i]), hi = _mm256_set1_epi8((char)ranges->hi[i]);
         for (int k = 0; k < 2; k++) {
             __m256i least = load(low + 32 * k), most = load(high + 32 * k);
-            apart[k] = _mm256_or_si256(apart[k], _mm256_or_si256(_mm256_subs_epu8(least, hi), _mm256_subs_epu8(lo, most)));
-            over[k] = _mm256_or_si256(over[k], _mm256_or_si256(_mm256_subs_epu8(lo, least), _mm256_subs_epu8(most, hi)));
+            apart[k] = _mm256_or_si256(
+                apart[k], _mm256_or_si256(_mm256_subs_epu8(least, hi), _mm256_subs_epu8(lo, most)));
+            over[k] = _mm256_or_si256(
+                over[k], _mm256_or_si256(_mm256_subs_epu8(lo, least), _mm256_subs_epu8(most, hi)));
         }
         if (zero_bytes(_mm256_min_epu8(apart[0], apart[1])) == 0) {
             *overlaps = *contained = 0;
@@ -62,13 +69,13 @@ static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_
     *contained = *overlaps & (zero_bytes(over[0]) | (uint64_t)zero_bytes(over[1]) << 32);
 }
 
-/* Adds a * a + b * b of 32 rows to their sums. Unpacking works within halves of a register, so that sums[k] holds rows
- * 4 k .. 4 k + 3 and 16 + 4 k .. 16 + 4 k + 3; store_sums puts them in order. */
+/* Adds a * a + b * b of 32 rows to their sums. Unpacking works within halves of a register, so that sums[k]
+ * holds rows 4 k .. 4 k + 3 and 16 + 4 k .. 16 + 4 k + 3; store_sums puts them in order. */
 static inline void add_squares(__m256i a, __m256i b, __m256i sums[4]) {
     const __m256i zero = _mm256_setzero_si256();
     __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
-    __m256i pairs[4] = {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero), _mm256_unpacklo_epi8(high, zero),
-                        _mm256_unpackhi_epi8(high, zero)};
+    __m256i pairs[4] = {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero),
+                        _mm256_unpacklo_epi8(high, zero), _mm256_unpackhi_epi8(high, zero)};
     for (int k = 0; k < 4; k++) {
         sums[k] = _mm256_add_epi32(sums[k], _mm256_madd_epi16(pairs[k], pairs[k]));
     }
@@ -78,7 +85,8 @@ static inline void store_sums(const __m256i sums[4], uint32_t *out) {
     for (int k = 0; k < 2; k++) {
         __m256i even = sums[2 * k], odd = sums[2 * k + 1];
         _mm256_storeu_si256((__m256i *)(void *)(out + 8 * k), _mm256_permute2x128_si256(even, odd, 0x20));
-        _mm256_storeu_si256((__m256i *)(void *)(out + 16 + 8 * k), _mm256_permute2x128_si256(even, odd, 0x31));
+        _mm256_storeu_si256((__m256i *)(void *)(out + 16 + 8 * k),
+                            _mm256_permute2x128_si256(even, odd, 0x31));
     }
 }
 
@@ -86,7 +94,8 @@ static inline __m256i difference(__m256i x, __m256i y) {
     return _mm256_or_si256(_mm256_subs_epu8(x, y), _mm256_subs_epu8(y, x));
 }
 
-static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS], uint32_t distances[256]) {
+static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[256]) {
     for (int row = 0; row < BW_BLOCK_ROWS; row += 32) {
         __m256i sums[4];
         sums[0] = sums[1] = sums[2] = sums[3] = _mm256_setzero_si256();
@@ -110,17 +119,19 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
         __m256i sums[4];
         sums[0] = sums[1] = sums[2] = sums[3] = _mm256_setzero_si256();
         for (int d = 0; d < BW_DIMS; d += 2) {
-            const uint8_t *low = zone_min + d * zone_stride + b + place, *high = zone_max + d * zone_stride + b + place;
-            add_squares(outside(low, high, query[d]), outside(low + zone_stride, high + zone_stride, query[d + 1]), sums);
+            const uint8_t *low = zone_min + d * zone_stride + b + place,
+                          *high = zone_max + d * zone_stride + b + place;
+            add_squares(outside(low, high, query[d]),
+                        outside(low + zone_stride, high + zone_stride, query[d + 1]), sums);
         }
         store_sums(sums, distances + place);
     }
 }
 
 /* ---- CRC-32C ----
- * The instruction has a latency of three cycles, so three stretches run side by side. The checksum register after a
- * stretch of STRETCH further bytes is the register before it times x^(8 STRETCH), modulo the polynomial, plus the
- * stretch's own; polynomials are reflected: the highest bit is x^0. */
+ * The instruction has a latency of three cycles, so three stretches run side by side. The checksum register
+ * after a stretch of STRETCH further bytes is the register before it times x^(8 STRETCH), modulo the
+ * polynomial, plus the stretch's own; polynomials are reflected: the highest bit is x^0. */
 
 #define STRETCH ((size_t)8192)
 #define SHIFT_ONE 0x28461564u /* x^(8 STRETCH) */
@@ -152,7 +163,8 @@ uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes) {
             second = _mm_crc32_u64(second, word(at + STRETCH + i));
             third = _mm_crc32_u64(third, word(at + 2 * STRETCH + i));
         }
-        first = multiply((uint32_t)first, SHIFT_TWO) ^ multiply((uint32_t)second, SHIFT_ONE) ^ (uint32_t)third;
+        first =
+            multiply((uint32_t)first, SHIFT_TWO) ^ multiply((uint32_t)second, SHIFT_ONE) ^ (uint32_t)third;
     }
     for (; bytes >= 8; bytes -= 8, at += 8) {
         first = _mm_crc32_u64(first, word(at));
@@ -165,9 +177,12 @@ uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes) {
 }
 
 const bw_kernels *bw_kernels_avx2(void) {
-    static const bw_kernels table = {"avx2", box, zones, distances, zone_distances, bw_scores_generic, bw_crc32c_sse42};
+    static const bw_kernels table = {"avx2",         box, zones, distances, zone_distances, bw_scores_generic,
+                                     bw_crc32c_sse42};
     return &table;
 }
 #else
-const bw_kernels *bw_kernels_avx2(void) { return NULL; }
+const bw_kernels *bw_kernels_avx2(void) {
+    return NULL;
+}
 #endif

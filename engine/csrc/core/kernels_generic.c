@@ -1,4 +1,5 @@
-/* kernels_generic.c - the kernels in plain C: what runs where there is nothing better, and the oracle of the others. */
+/* kernels_generic.c - the kernels in plain C: what runs where there is nothing better, and the oracle of the
+ * others. */
 #include "kernels.h"
 
 #include <string.h>
@@ -22,8 +23,8 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
     return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
 }
 
-static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b, const bw_ranges *ranges,
-                  uint64_t *overlaps, uint64_t *contained) {
+static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
+                  const bw_ranges *ranges, uint64_t *overlaps, uint64_t *contained) {
     uint8_t some[64], all[64];
     memset(some, 1, sizeof some);
     memset(all, 1, sizeof all);
@@ -43,7 +44,8 @@ static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_
     }
 }
 
-static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS], uint32_t distances[256]) {
+static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[256]) {
     memset(distances, 0, BW_BLOCK_ROWS * sizeof *distances);
     for (int d = 0; d < BW_DIMS; d++) {
         const uint8_t *column = block + d * stride;
@@ -69,7 +71,8 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
     }
 }
 
-void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant, int64_t scores[256]) {
+void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant,
+                       int64_t scores[256]) {
     for (int r = 0; r < BW_BLOCK_ROWS; r++) {
         scores[r] = constant;
     }
@@ -83,6 +86,7 @@ void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table
 }
 
 const bw_kernels *bw_kernels_generic(void) {
-    static const bw_kernels table = {"generic", box, zones, distances, zone_distances, bw_scores_generic, bw_crc32c};
+    static const bw_kernels table = {"generic",         box,      zones, distances, zone_distances,
+                                     bw_scores_generic, bw_crc32c};
     return &table;
 }

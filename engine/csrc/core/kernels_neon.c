@@ -1,4 +1,5 @@
-/* kernels_neon.c - the kernels with NEON, 16 bytes a register, for 64-bit ARM, where it is part of the architecture. */
+/* kernels_neon.c - the kernels with NEON, 16 bytes a register, for 64-bit ARM, where it is part of the
+ * architecture. */
 #include "kernels.h"
 
 #if defined(__aarch64__) && defined(__ARM_NEON)
@@ -8,8 +9,8 @@
 #include <arm_acle.h>
 #endif
 
-/* Bytes that are 0 or 255 in 64 places to 64 bits: every byte keeps the bit of its place among eight, and three rounds of
- * adding neighbours gather eight bytes into one. */
+/* Bytes that are 0 or 255 in 64 places to 64 bits: every byte keeps the bit of its place among eight, and
+ * three rounds of adding neighbours gather eight bytes into one. */
 static inline uint64_t bits(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t d) {
     static const uint8_t places[16] = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
     const uint8x16_t place = vld1q_u8(places);
@@ -45,8 +46,8 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
     return true;
 }
 
-static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b, const bw_ranges *ranges,
-                  uint64_t *overlaps, uint64_t *contained) {
+static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
+                  const bw_ranges *ranges, uint64_t *overlaps, uint64_t *contained) {
     uint8x16_t some[4], all[4];
     for (int k = 0; k < 4; k++) {
         some[k] = all[k] = vdupq_n_u8(255);
@@ -74,7 +75,8 @@ static inline void add_squares(uint8x16_t x, uint32x4_t sums[4]) {
     sums[3] = vaddw_high_u16(sums[3], high);
 }
 
-static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS], uint32_t distances[256]) {
+static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[256]) {
     for (int row = 0; row < BW_BLOCK_ROWS; row += 16) {
         uint32x4_t sums[4];
         sums[0] = sums[1] = sums[2] = sums[3] = vdupq_n_u32(0);
@@ -95,7 +97,8 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
         for (int d = 0; d < BW_DIMS; d++) {
             size_t at = d * zone_stride + b + place;
             const uint8x16_t x = vdupq_n_u8(query[d]);
-            add_squares(vmaxq_u8(vqsubq_u8(vld1q_u8(zone_min + at), x), vqsubq_u8(x, vld1q_u8(zone_max + at))), sums);
+            add_squares(
+                vmaxq_u8(vqsubq_u8(vld1q_u8(zone_min + at), x), vqsubq_u8(x, vld1q_u8(zone_max + at))), sums);
         }
         for (int k = 0; k < 4; k++) {
             vst1q_u32(distances + place + 4 * k, sums[k]);
@@ -122,9 +125,12 @@ static uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
 #endif
 
 const bw_kernels *bw_kernels_neon(void) {
-    static const bw_kernels table = {"neon", box, zones, distances, zone_distances, bw_scores_generic, crc32c};
+    static const bw_kernels table = {"neon", box, zones, distances, zone_distances, bw_scores_generic,
+                                     crc32c};
     return &table;
 }
 #else
-const bw_kernels *bw_kernels_neon(void) { return NULL; }
+const bw_kernels *bw_kernels_neon(void) {
+    return NULL;
+}
 #endif

@@ -28,14 +28,14 @@ static bool is_fingerprint(const char *text) {
 
 static int32_t check_within(const char *what, int64_t value, int64_t low, int64_t high, bw_error *error) {
     if (value < low || value > high) {
-        return bw_fail(error, BW_INVALID, "model: %s: %lld is out of range %lld..%lld", what, (long long)value, (long long)low,
-                       (long long)high);
+        return bw_fail(error, BW_INVALID, "model: %s: %lld is out of range %lld..%lld", what,
+                       (long long)value, (long long)low, (long long)high);
     }
     return BW_OK;
 }
 
-/* Bounds each term by its largest absolute value over all votes and codes, so that sums of any part of the terms, in any
- * order, are exact in doubles too. */
+/* Bounds each term by its largest absolute value over all votes and codes, so that sums of any part of the
+ * terms, in any order, are exact in doubles too. */
 static int32_t check_score(const bw_score *score, uint32_t estimators, bw_error *error) {
     char what[32];
     for (uint32_t d = 0; d < BW_DIMS; d++) {
@@ -49,7 +49,8 @@ static int32_t check_score(const bw_score *score, uint32_t estimators, bw_error 
             return status;
         }
     }
-    int32_t status = check_within("score.constant", score->constant, -BW_MAX_CONSTANT, BW_MAX_CONSTANT, error);
+    int32_t status =
+        check_within("score.constant", score->constant, -BW_MAX_CONSTANT, BW_MAX_CONSTANT, error);
     if (!status) {
         status = check_within("score.votes", score->votes, -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE, error);
     }
@@ -60,7 +61,8 @@ static int32_t check_score(const bw_score *score, uint32_t estimators, bw_error 
         return status;
     }
     int64_t votes = score->votes < 0 ? -score->votes : score->votes;
-    int64_t largest = (score->constant < 0 ? -score->constant : score->constant) + votes * (int64_t)estimators;
+    int64_t largest =
+        (score->constant < 0 ? -score->constant : score->constant) + votes * (int64_t)estimators;
     for (uint32_t d = 0; d < BW_DIMS; d++) {
         int64_t term = 0;
         for (int64_t x = 0; x < 256; x++) {
@@ -71,15 +73,17 @@ static int32_t check_score(const bw_score *score, uint32_t estimators, bw_error 
         largest += term;
     }
     if (largest >= MAX_SCORE) {
-        return bw_fail(error, BW_INVALID, "model: score: its coefficients allow scores of 2^53 and more; make them smaller");
+        return bw_fail(error, BW_INVALID,
+                       "model: score: its coefficients allow scores of 2^53 and more; make them smaller");
     }
     return BW_OK;
 }
 
-static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const bw_ranges *boxes, bw_error *error) {
+static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const bw_ranges *boxes,
+                           bw_error *error) {
     if (estimators > BW_MAX_ESTIMATORS) {
-        return bw_fail(error, BW_INVALID, "model: estimators: there are %u of them; at most %d are allowed", estimators,
-                       BW_MAX_ESTIMATORS);
+        return bw_fail(error, BW_INVALID, "model: estimators: there are %u of them; at most %d are allowed",
+                       estimators, BW_MAX_ESTIMATORS);
     }
     for (uint32_t e = 0; e < estimators; e++) {
         if (first_box[e + 1] < first_box[e] || first_box[0] != 0) {
@@ -87,8 +91,8 @@ static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const
         }
     }
     if (first_box[estimators] > BW_MAX_BOXES) {
-        return bw_fail(error, BW_INVALID, "model: estimators: they have %u boxes; at most %d are allowed", first_box[estimators],
-                       BW_MAX_BOXES);
+        return bw_fail(error, BW_INVALID, "model: estimators: they have %u boxes; at most %d are allowed",
+                       first_box[estimators], BW_MAX_BOXES);
     }
     for (uint32_t e = 0; e < estimators; e++) {
         for (uint32_t b = first_box[e]; b < first_box[e + 1]; b++) {
@@ -99,16 +103,18 @@ static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const
             }
             for (uint32_t i = 0; i < r->count; i++) {
                 if (r->dim[i] >= BW_DIMS) {
-                    return bw_fail(error, BW_INVALID, "model: estimators[%u][%u][%u]: dim %u is out of range 0..31", e, box, i,
+                    return bw_fail(error, BW_INVALID,
+                                   "model: estimators[%u][%u][%u]: dim %u is out of range 0..31", e, box, i,
                                    r->dim[i]);
                 }
                 if (i > 0 && r->dim[i] <= r->dim[i - 1]) {
-                    return bw_fail(error, BW_INVALID, "model: estimators[%u][%u][%u]: dim %u is there twice, or out of order", e,
+                    return bw_fail(error, BW_INVALID,
+                                   "model: estimators[%u][%u][%u]: dim %u is there twice, or out of order", e,
                                    box, i, r->dim[i]);
                 }
                 if (r->lo[i] > r->hi[i]) {
-                    return bw_fail(error, BW_INVALID, "model: estimators[%u][%u][%u]: lo %u is above hi %u", e, box, i, r->lo[i],
-                                   r->hi[i]);
+                    return bw_fail(error, BW_INVALID, "model: estimators[%u][%u][%u]: lo %u is above hi %u",
+                                   e, box, i, r->lo[i], r->hi[i]);
                 }
             }
         }
@@ -116,8 +122,8 @@ static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const
     return BW_OK;
 }
 
-/* Copies a JSON object without the spaces between its parts. It is checked as a part of a document, so that what is
- * written can be read back: the brackets stand for the document. */
+/* Copies a JSON object without the spaces between its parts. It is checked as a part of a document, so that
+ * what is written can be read back: the brackets stand for the document. */
 static int32_t copy_training(const char *training, char **copy, bw_error *error) {
     size_t length = strlen(training), n = 0;
     if (length > MAX_TRAINING_BYTES) {
@@ -163,9 +169,9 @@ static int32_t copy_training(const char *training, char **copy, bw_error *error)
     return BW_OK;
 }
 
-int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estimators, const uint32_t *first_box,
-                     const bw_ranges *boxes, uint32_t threshold, const bw_score *score, const char *training,
-                     bw_model **model, bw_error *error) {
+int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estimators,
+                     const uint32_t *first_box, const bw_ranges *boxes, uint32_t threshold,
+                     const bw_score *score, const char *training, bw_model **model, bw_error *error) {
     if (!is_learner_name(learner)) {
         return bw_fail(error, BW_INVALID,
                        "model: learner: expected a name of 1 to 15 lower-case letters, digits, '_' and '-'");
@@ -179,7 +185,8 @@ int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estima
         return status;
     }
     if (threshold > estimators) {
-        return bw_fail(error, BW_INVALID, "model: threshold: %u is out of range 0..%u, the number of estimators", threshold,
+        return bw_fail(error, BW_INVALID,
+                       "model: threshold: %u is out of range 0..%u, the number of estimators", threshold,
                        estimators);
     }
     status = score ? check_score(score, estimators, error) : BW_OK;
@@ -219,8 +226,9 @@ int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estima
 }
 
 int32_t bw_model_copy(const bw_model *model, bw_model **copy, bw_error *error) {
-    return bw_model_new(model->learner, model->quantizer, model->estimators, model->first_box, model->boxes, model->threshold,
-                        model->has_score ? &model->score : NULL, model->training, copy, error);
+    return bw_model_new(model->learner, model->quantizer, model->estimators, model->first_box, model->boxes,
+                        model->threshold, model->has_score ? &model->score : NULL, model->training, copy,
+                        error);
 }
 
 void bw_model_free(bw_model *model) {
@@ -238,8 +246,8 @@ static const char *const member_names[] = {"boxwood_model", "learner",   "dims",
                                            "estimators",    "threshold", "score", "training"};
 static const char *const score_names[] = {"linear", "square", "constant", "votes", "shift", "threshold"};
 
-static int32_t check_names(const bw_json *json, const bw_json_value *object, const char *path, const char *const *names,
-                           size_t n, bw_error *error) {
+static int32_t check_names(const bw_json *json, const bw_json_value *object, const char *path,
+                           const char *const *names, size_t n, bw_error *error) {
     uint32_t i = (uint32_t)(object - json->values) + 1;
     for (uint32_t m = 0; m < object->count; m++) {
         const char *name = json->values[i].string;
@@ -248,7 +256,8 @@ static int32_t check_names(const bw_json *json, const bw_json_value *object, con
             known = strcmp(name, names[k]) == 0;
         }
         if (!known) {
-            return bw_fail(error, BW_INVALID, "model: %sunknown member \"%.*s\"; it may come from a newer Boxwood", path,
+            return bw_fail(error, BW_INVALID,
+                           "model: %sunknown member \"%.*s\"; it may come from a newer Boxwood", path,
                            bw_json_fit(name), name);
         }
         i = json->values[i + 1].next;
@@ -257,9 +266,10 @@ static int32_t check_names(const bw_json *json, const bw_json_value *object, con
 }
 
 /* A member of a kind, which must be there. `path` is "" or "score.". */
-static int32_t need(const bw_json *json, const bw_json_value *object, const char *path, const char *name, bw_json_kind kind,
-                    const bw_json_value **value, bw_error *error) {
-    static const char *const kinds[] = {"null", "false", "true", "an integer", "a number", "a string", "a list", "an object"};
+static int32_t need(const bw_json *json, const bw_json_value *object, const char *path, const char *name,
+                    bw_json_kind kind, const bw_json_value **value, bw_error *error) {
+    static const char *const kinds[] = {"null",     "false",    "true",   "an integer",
+                                        "a number", "a string", "a list", "an object"};
     *value = bw_json_member(json, object, name);
     if (!*value) {
         return bw_fail(error, BW_INVALID, "model: %s%s is missing", path, name);
@@ -270,8 +280,8 @@ static int32_t need(const bw_json *json, const bw_json_value *object, const char
     return BW_OK;
 }
 
-static int32_t need_integer(const bw_json *json, const bw_json_value *object, const char *path, const char *name, int64_t low,
-                            int64_t high, int64_t *number, bw_error *error) {
+static int32_t need_integer(const bw_json *json, const bw_json_value *object, const char *path,
+                            const char *name, int64_t low, int64_t high, int64_t *number, bw_error *error) {
     const bw_json_value *value;
     char what[48];
     int32_t status = need(json, object, path, name, BW_JSON_INTEGER, &value, error);
@@ -284,7 +294,8 @@ static int32_t need_integer(const bw_json *json, const bw_json_value *object, co
 }
 
 /* One [dim, lo, hi] at values[*at], put in its place by dimension; `path` names it. */
-static int32_t read_range(const bw_json *json, uint32_t *at, bw_ranges *box, const char *path, bw_error *error) {
+static int32_t read_range(const bw_json *json, uint32_t *at, bw_ranges *box, const char *path,
+                          bw_error *error) {
     static const char *const parts[] = {"dim", "lo", "hi"};
     const bw_json_value *range = &json->values[*at];
     uint8_t numbers[3];
@@ -309,7 +320,8 @@ static int32_t read_range(const bw_json *json, uint32_t *at, bw_ranges *box, con
     uint32_t place = box->count;
     for (; place > 0 && box->dim[place - 1] >= numbers[0]; place--) {
         if (box->dim[place - 1] == numbers[0]) {
-            return bw_fail(error, BW_INVALID, "model: %s: dim %u has a range in this box already", path, numbers[0]);
+            return bw_fail(error, BW_INVALID, "model: %s: dim %u has a range in this box already", path,
+                           numbers[0]);
         }
         box->dim[place] = box->dim[place - 1];
         box->lo[place] = box->lo[place - 1];
@@ -323,11 +335,13 @@ static int32_t read_range(const bw_json *json, uint32_t *at, bw_ranges *box, con
     return BW_OK;
 }
 
-static int32_t read_box(const bw_json *json, uint32_t *at, bw_ranges *box, uint32_t e, uint32_t b, bw_error *error) {
+static int32_t read_box(const bw_json *json, uint32_t *at, bw_ranges *box, uint32_t e, uint32_t b,
+                        bw_error *error) {
     const bw_json_value *list = &json->values[*at];
     char path[64];
     if (list->kind != BW_JSON_ARRAY) {
-        return bw_fail(error, BW_INVALID, "model: estimators[%u][%u]: expected a box: a list of ranges", e, b);
+        return bw_fail(error, BW_INVALID, "model: estimators[%u][%u]: expected a box: a list of ranges", e,
+                       b);
     }
     *box = (bw_ranges){0};
     *at += 1;
@@ -343,12 +357,12 @@ static int32_t read_box(const bw_json *json, uint32_t *at, bw_ranges *box, uint3
 }
 
 /* *first_box and *boxes are owned by the caller, on failure too. */
-static int32_t read_estimators(const bw_json *json, const bw_json_value *list, uint32_t **first_box, bw_ranges **boxes,
-                               bw_error *error) {
+static int32_t read_estimators(const bw_json *json, const bw_json_value *list, uint32_t **first_box,
+                               bw_ranges **boxes, bw_error *error) {
     uint32_t at = (uint32_t)(list - json->values) + 1, boxes_in_all = 0;
     if (list->count > BW_MAX_ESTIMATORS) {
-        return bw_fail(error, BW_INVALID, "model: estimators: there are %u of them; at most %d are allowed", list->count,
-                       BW_MAX_ESTIMATORS);
+        return bw_fail(error, BW_INVALID, "model: estimators: there are %u of them; at most %d are allowed",
+                       list->count, BW_MAX_ESTIMATORS);
     }
     *first_box = bw_alloc_zero((size_t)list->count + 1, sizeof **first_box);
     if (!*first_box) {
@@ -360,7 +374,8 @@ static int32_t read_estimators(const bw_json *json, const bw_json_value *list, u
             return bw_fail(error, BW_INVALID, "model: estimators[%u]: expected a list of boxes", e);
         }
         if (estimator->count > BW_MAX_BOXES - boxes_in_all) {
-            return bw_fail(error, BW_INVALID, "model: estimators[%u]: the model has more than %d boxes", e, BW_MAX_BOXES);
+            return bw_fail(error, BW_INVALID, "model: estimators[%u]: the model has more than %d boxes", e,
+                           BW_MAX_BOXES);
         }
         boxes_in_all += estimator->count;
         (*first_box)[e + 1] = boxes_in_all;
@@ -381,15 +396,16 @@ static int32_t read_estimators(const bw_json *json, const bw_json_value *list, u
     return BW_OK;
 }
 
-static int32_t read_coefficients(const bw_json *json, const bw_json_value *object, const char *name, int64_t limit,
-                                 int64_t coefficients[BW_DIMS], bw_error *error) {
+static int32_t read_coefficients(const bw_json *json, const bw_json_value *object, const char *name,
+                                 int64_t limit, int64_t coefficients[BW_DIMS], bw_error *error) {
     const bw_json_value *list;
     int32_t status = need(json, object, "score.", name, BW_JSON_ARRAY, &list, error);
     if (status) {
         return status;
     }
     if (list->count != BW_DIMS) {
-        return bw_fail(error, BW_INVALID, "model: score.%s: expected 32 integers, got %u values", name, list->count);
+        return bw_fail(error, BW_INVALID, "model: score.%s: expected 32 integers, got %u values", name,
+                       list->count);
     }
     const bw_json_value *value = list + 1;
     for (uint32_t d = 0; d < BW_DIMS; d++, value++) {
@@ -407,9 +423,11 @@ static int32_t read_coefficients(const bw_json *json, const bw_json_value *objec
     return BW_OK;
 }
 
-static int32_t read_score(const bw_json *json, const bw_json_value *object, bw_score *score, bw_error *error) {
+static int32_t read_score(const bw_json *json, const bw_json_value *object, bw_score *score,
+                          bw_error *error) {
     int64_t shift = 0;
-    int32_t status = check_names(json, object, "score: ", score_names, sizeof score_names / sizeof *score_names, error);
+    int32_t status =
+        check_names(json, object, "score: ", score_names, sizeof score_names / sizeof *score_names, error);
     if (!status) {
         status = read_coefficients(json, object, "linear", BW_MAX_LINEAR, score->linear, error);
     }
@@ -417,10 +435,12 @@ static int32_t read_score(const bw_json *json, const bw_json_value *object, bw_s
         status = read_coefficients(json, object, "square", BW_MAX_SQUARE, score->square, error);
     }
     if (!status) {
-        status = need_integer(json, object, "score.", "constant", -BW_MAX_CONSTANT, BW_MAX_CONSTANT, &score->constant, error);
+        status = need_integer(json, object, "score.", "constant", -BW_MAX_CONSTANT, BW_MAX_CONSTANT,
+                              &score->constant, error);
     }
     if (!status) {
-        status = need_integer(json, object, "score.", "votes", -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE, &score->votes, error);
+        status = need_integer(json, object, "score.", "votes", -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE,
+                              &score->votes, error);
     }
     if (!status) {
         status = need_integer(json, object, "score.", "shift", 0, BW_MAX_SHIFT, &shift, error);
@@ -450,7 +470,8 @@ static int32_t read_model(const char *text, const bw_json *json, bw_model **mode
         return status;
     }
     if (number != 1) {
-        return bw_fail(error, BW_VERSION, "model: it is of version %lld; this Boxwood reads version 1: update Boxwood",
+        return bw_fail(error, BW_VERSION,
+                       "model: it is of version %lld; this Boxwood reads version 1: update Boxwood",
                        (long long)number);
     }
     status = check_names(json, document, "", member_names, sizeof member_names / sizeof *member_names, error);
@@ -503,8 +524,9 @@ static int32_t read_model(const char *text, const bw_json *json, bw_model **mode
     bw_ranges *boxes = NULL;
     status = read_estimators(json, estimators, &first_box, &boxes, error);
     if (!status) {
-        status = bw_model_new(learner->string, quantizer ? quantizer->string : "", estimators->count, first_box, boxes,
-                              (uint32_t)threshold, object ? &score : NULL, training, model, error);
+        status =
+            bw_model_new(learner->string, quantizer ? quantizer->string : "", estimators->count, first_box,
+                         boxes, (uint32_t)threshold, object ? &score : NULL, training, model, error);
     }
     bw_free(first_box);
     bw_free(boxes);
@@ -517,7 +539,8 @@ int32_t bw_model_from_json(const char *json, size_t bytes, bw_model **model, bw_
         return bw_fail(error, BW_INVALID, "model: the document is empty");
     }
     if (bytes > BW_MAX_JSON_BYTES) {
-        return bw_fail(error, BW_INVALID, "model: the document has %zu bytes; at most 64 MiB are allowed", bytes);
+        return bw_fail(error, BW_INVALID, "model: the document has %zu bytes; at most 64 MiB are allowed",
+                       bytes);
     }
     bw_json parsed;
     bw_error inner;
@@ -584,8 +607,8 @@ int32_t bw_model_to_json(const bw_model *model, char **json, bw_error *error) {
         append_integers(&text, "linear", score->linear);
         bw_text_append(&text, ",");
         append_integers(&text, "square", score->square);
-        bw_text_append(&text, ",\"constant\":%lld,\"votes\":%lld,\"shift\":%d,\"threshold\":", (long long)score->constant,
-                       (long long)score->votes, score->shift);
+        bw_text_append(&text, ",\"constant\":%lld,\"votes\":%lld,\"shift\":%d,\"threshold\":",
+                       (long long)score->constant, (long long)score->votes, score->shift);
         if (score->has_threshold) {
             bw_text_append(&text, "%lld}", (long long)score->threshold);
         } else {
@@ -600,12 +623,15 @@ int32_t bw_model_to_json(const bw_model *model, char **json, bw_error *error) {
 }
 
 /* ---- writing SQL ----
- * Parts that are the same for every row are left out or become TRUE or FALSE. Long chains of one operator are written as
- * groups of groups in parentheses, because databases nest a chain as deep as it is long and limit the depth. */
+ * Parts that are the same for every row are left out or become TRUE or FALSE. Long chains of one operator are
+ * written as groups of groups in parentheses, because databases nest a chain as deep as it is long and limit
+ * the depth. */
 
 #define CHAIN 32
 
-static bool is_whole_range(const bw_ranges *box, uint32_t r) { return box->lo[r] == 0 && box->hi[r] == 255; }
+static bool is_whole_range(const bw_ranges *box, uint32_t r) {
+    return box->lo[r] == 0 && box->hi[r] == 255;
+}
 
 static bool is_whole_box(const bw_ranges *box) {
     for (uint32_t r = 0; r < box->count; r++) {
@@ -639,7 +665,8 @@ static void sql_box(bw_text *text, const bw_ranges *box) {
 
 /* Items first .. last - 1 as "item operator item ...", grouped. */
 static void sql_chain(bw_text *text, const char *operator, uint32_t first, uint32_t last,
-                      void (*item)(bw_text *text, const bw_model *model, uint32_t number), const bw_model *model) {
+                      void (*item)(bw_text *text, const bw_model *model, uint32_t number),
+                      const bw_model *model) {
     uint32_t group = 1;
     while ((last - first + group - 1) / group > CHAIN) {
         group *= CHAIN;
@@ -685,7 +712,8 @@ static void sql_product(bw_text *text, int64_t factor, bool *first) {
     if (*first) {
         bw_text_append(text, "%lld * ", (long long)factor);
     } else {
-        bw_text_append(text, " %c %lld * ", factor < 0 ? '-' : '+', (long long)(factor < 0 ? -factor : factor));
+        bw_text_append(text, " %c %lld * ", factor < 0 ? '-' : '+',
+                       (long long)(factor < 0 ? -factor : factor));
     }
     *first = false;
 }
@@ -715,7 +743,8 @@ static void sql_score(bw_text *text, const bw_model *model, uint32_t always) {
     if (first) {
         bw_text_append(text, "%lld", (long long)constant);
     } else if (constant != 0) {
-        bw_text_append(text, " %c %lld", constant < 0 ? '-' : '+', (long long)(constant < 0 ? -constant : constant));
+        bw_text_append(text, " %c %lld", constant < 0 ? '-' : '+',
+                       (long long)(constant < 0 ? -constant : constant));
     }
     bw_text_append(text, " >= %lld)", (long long)score->threshold);
 }
@@ -740,7 +769,8 @@ static void sql_votes(bw_text *text, const bw_model *model) {
 }
 
 int32_t bw_model_to_sql(const bw_model *model, char **sql, bw_error *error) {
-    /* A copy without the estimators that vote for every row, which lower the threshold, and those that vote for none. */
+    /* A copy without the estimators that vote for every row, which lower the threshold, and those that vote
+     * for none. */
     bw_model varying = *model;
     uint32_t always = 0;
     varying.estimators = 0;
@@ -849,8 +879,8 @@ static int32_t count_votes(const bw_model *model, const uint8_t *code) {
     return votes;
 }
 
-int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, size_t n, int32_t *votes, int64_t *scores,
-                          uint8_t *match, bw_error *error) {
+int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, size_t n, int32_t *votes,
+                          int64_t *scores, uint8_t *match, bw_error *error) {
     if (!model || (!codes && n > 0)) {
         return bw_fail(error, BW_INVALID, "evaluate: no %s", model ? "codes" : "model");
     }

@@ -4,7 +4,8 @@
 
 #include "kernels.h"
 
-/* Limits that keep every score an exact integer below 2^53, so that an engine that sums in doubles agrees to the bit. */
+/* Limits that keep every score an exact integer below 2^53, so that an engine that sums in doubles agrees to
+ * the bit. */
 #define BW_MAX_LINEAR ((int64_t)1 << 38)
 #define BW_MAX_SQUARE ((int64_t)1 << 30)
 #define BW_MAX_VOTE_SCORE ((int64_t)1 << 40)
@@ -34,13 +35,15 @@ struct bw_model {
     char *training; /* JSON object with what the learner wants to remember, or NULL */
 };
 
-static inline uint32_t bw_model_boxes(const bw_model *model) { return model->first_box[model->estimators]; }
+static inline uint32_t bw_model_boxes(const bw_model *model) {
+    return model->first_box[model->estimators];
+}
 
-/* Makes a checked model out of parts, copying them; the one way in for learners and the JSON reader alike. score and
- * training may be NULL. */
-int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estimators, const uint32_t *first_box,
-                     const bw_ranges *boxes, uint32_t threshold, const bw_score *score, const char *training,
-                     bw_model **model, bw_error *error);
+/* Makes a checked model out of parts, copying them; the one way in for learners and the JSON reader alike.
+ * score and training may be NULL. */
+int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estimators,
+                     const uint32_t *first_box, const bw_ranges *boxes, uint32_t threshold,
+                     const bw_score *score, const char *training, bw_model **model, bw_error *error);
 int32_t bw_model_copy(const bw_model *model, bw_model **copy, bw_error *error);
 
 /* Score per vote and per code value as a table for bw_kernels.scores: table[d * 256 + x]. */

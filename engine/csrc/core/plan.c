@@ -1,4 +1,5 @@
-/* plan.c - a model taken apart: what each box finds by itself, what that costs, and what was expected of it. */
+/* plan.c - a model taken apart: what each box finds by itself, what that costs, and what was expected of it.
+ */
 #include "search.h"
 
 #include <string.h>
@@ -11,8 +12,8 @@ static int32_t one_box(const bw_model *model, const bw_ranges *box, bw_model **m
     return bw_model_new(model->learner, model->quantizer, 1, first_box, box, 1, NULL, NULL, made, error);
 }
 
-static int32_t explain_box(const bw_index *index, const bw_model *model, const bw_sample *sample, uint32_t estimator,
-                           uint32_t box, bw_box_report *report, bw_error *error) {
+static int32_t explain_box(const bw_index *index, const bw_model *model, const bw_sample *sample,
+                           uint32_t estimator, uint32_t box, bw_box_report *report, bw_error *error) {
     const bw_ranges *ranges = &model->boxes[box];
     bw_model *alone;
     bw_stats stats;
@@ -45,9 +46,11 @@ static int32_t explain_box(const bw_index *index, const bw_model *model, const b
     return BW_OK;
 }
 
-int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_stats *total, bw_error *error) {
+int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_stats *total,
+                   bw_error *error) {
     if (!index || !model || !total || (!reports && bw_model_boxes(model) > 0)) {
-        return bw_fail(error, BW_INVALID, "an explanation needs an index, a model, a report for each box and a total");
+        return bw_fail(error, BW_INVALID,
+                       "an explanation needs an index, a model, a report for each box and a total");
     }
     /* The whole model first: it finds out whether model and index belong together. */
     int32_t status = bw_search_run(index, model, BW_COUNT_ONLY, 1, NULL, NULL, total, error);

@@ -1,5 +1,5 @@
-/* search_box.c - one estimator, a union of boxes: its zone tests on 64 blocks, its rows in one block, and the order in
- * which boxes and their ranges are tried. */
+/* search_box.c - one estimator, a union of boxes: its zone tests on 64 blocks, its rows in one block, and the
+ * order in which boxes and their ranges are tried. */
 #include "search.h"
 
 #include <stdlib.h>
@@ -34,7 +34,8 @@ int32_t bw_sample_draw(const bw_index *index, uint32_t rows, bw_sample *sample, 
     return BW_OK;
 }
 
-uint32_t bw_sample_count(const bw_sample *sample, const bw_kernels *kernels, const bw_ranges *boxes, uint32_t n) {
+uint32_t bw_sample_count(const bw_sample *sample, const bw_kernels *kernels, const bw_ranges *boxes,
+                         uint32_t n) {
     uint32_t count = 0;
     for (uint32_t s = 0; s < sample->blocks; s++) {
         uint64_t in_any[4] = {0}, mask[4];
@@ -47,13 +48,15 @@ uint32_t bw_sample_count(const bw_sample *sample, const bw_kernels *kernels, con
         uint32_t rows = sample->rows - s * BW_BLOCK_ROWS;
         for (uint32_t word = 0; word < 4 && rows > 64 * word; word++) {
             uint32_t left = rows - 64 * word;
-            count += (uint32_t)__builtin_popcountll(left < 64 ? in_any[word] & (((uint64_t)1 << left) - 1) : in_any[word]);
+            count += (uint32_t)__builtin_popcountll(left < 64 ? in_any[word] & (((uint64_t)1 << left) - 1)
+                                                              : in_any[word]);
         }
     }
     return count;
 }
 
-/* A box without the ranges that hold every value, the others rarest first. below[d][x]: sample rows with a value < x. */
+/* A box without the ranges that hold every value, the others rarest first. below[d][x]: sample rows with a
+ * value < x. */
 static void order_ranges(const bw_ranges *box, const uint16_t below[BW_DIMS][257], bw_ranges *ordered) {
     uint32_t inside[BW_DIMS];
     memset(ordered, 0, sizeof *ordered);
@@ -90,12 +93,12 @@ static int by_rows(const void *a, const void *b) {
     return x->estimator < y->estimator ? -1 : x->estimator > y->estimator;
 }
 
-int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw_kernels *kernels, bw_program *program,
-                        bw_error *error) {
+int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw_kernels *kernels,
+                        bw_program *program, bw_error *error) {
     uint32_t boxes = bw_model_boxes(model);
     bw_program made = {0};
     ranked *order = bw_alloc_array(model->estimators, sizeof *order);
-    uint16_t(*below)[257] = bw_alloc_zero(BW_DIMS, sizeof *below);
+    uint16_t (*below)[257] = bw_alloc_zero(BW_DIMS, sizeof *below);
     made.first_box = bw_alloc_array((size_t)model->estimators + 1, sizeof *made.first_box);
     made.boxes = bw_alloc_array(boxes, sizeof *made.boxes);
     made.box_dims = bw_alloc_array(boxes, sizeof *made.box_dims);
@@ -128,7 +131,7 @@ int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw
         made.first_box[i] = filled;
         uint32_t e = order[i].estimator;
         for (uint32_t b = model->first_box[e]; b < model->first_box[e + 1]; b++, filled++) {
-            order_ranges(&model->boxes[b], (const uint16_t(*)[257])below, &made.boxes[filled]);
+            order_ranges(&model->boxes[b], (const uint16_t (*)[257])below, &made.boxes[filled]);
             made.box_dims[filled] = 0;
             for (uint32_t r = 0; r < made.boxes[filled].count; r++) {
                 made.box_dims[filled] |= (uint32_t)1 << made.boxes[filled].dim[r];
@@ -149,12 +152,13 @@ void bw_program_free(bw_program *program) {
     bw_free(program->box_dims);
 }
 
-void bw_boxes_zones(const bw_segment *segment, const bw_kernels *kernels, uint32_t b, const bw_ranges *boxes, uint32_t n,
-                    uint64_t *overlaps, uint64_t *alive, uint64_t *certain) {
+void bw_boxes_zones(const bw_segment *segment, const bw_kernels *kernels, uint32_t b, const bw_ranges *boxes,
+                    uint32_t n, uint64_t *overlaps, uint64_t *alive, uint64_t *certain) {
     uint64_t any = 0, whole = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint64_t contained;
-        kernels->zones(segment->zone_min, segment->zone_max, segment->zone_stride, b, &boxes[i], &overlaps[i], &contained);
+        kernels->zones(segment->zone_min, segment->zone_max, segment->zone_stride, b, &boxes[i], &overlaps[i],
+                       &contained);
         any |= overlaps[i];
         whole |= contained;
     }
@@ -163,7 +167,8 @@ void bw_boxes_zones(const bw_segment *segment, const bw_kernels *kernels, uint32
 }
 
 uint32_t bw_boxes_scan(const uint8_t *block, size_t stride, const bw_kernels *kernels, const bw_ranges *boxes,
-                       const uint32_t *box_dims, uint32_t n, const uint64_t *overlaps, uint32_t bit, uint64_t mask[4]) {
+                       const uint32_t *box_dims, uint32_t n, const uint64_t *overlaps, uint32_t bit,
+                       uint64_t mask[4]) {
     uint32_t dims = 0;
     uint64_t rows[4];
     memset(mask, 0, 4 * sizeof *mask);

@@ -1,6 +1,6 @@
-/* search_knn.c - exact nearest neighbours: blocks in ascending order of the smallest distance that their zones allow, until
- * that passes the k-th best so far. Best-first search as in Hjaltason and Samet, "Distance browsing in spatial databases"
- * (1999), over one flat level of boxes. */
+/* search_knn.c - exact nearest neighbours: blocks in ascending order of the smallest distance that their
+ * zones allow, until that passes the k-th best so far. Best-first search as in Hjaltason and Samet, "Distance
+ * browsing in spatial databases" (1999), over one flat level of boxes. */
 #include "index.h"
 #include "kernels.h"
 
@@ -67,7 +67,8 @@ static size_t fill_queue(const knn *knn, const uint8_t *query, uint64_t *queue) 
         const bw_segment *segment = knn->index->segments[s];
         for (uint32_t b = 0; b < segment->blocks; b += 64) {
             uint32_t bounds[64], left = segment->blocks - b;
-            knn->kernels->zone_distances(segment->zone_min, segment->zone_max, segment->zone_stride, b, query, bounds);
+            knn->kernels->zone_distances(segment->zone_min, segment->zone_max, segment->zone_stride, b, query,
+                                         bounds);
             for (uint32_t i = 0; i < 64 && i < left; i++) {
                 queue[count++] = (uint64_t)bounds[i] << NUMBER_BITS | (knn->index->first_blocks[s] + b + i);
             }
@@ -80,7 +81,8 @@ static size_t fill_queue(const knn *knn, const uint8_t *query, uint64_t *queue) 
 }
 
 /* Offers the rows of one block to the best so far; returns how many these are now. */
-static uint32_t offer_block(const knn *knn, const uint8_t *query, uint64_t number, neighbour *best, uint32_t count) {
+static uint32_t offer_block(const knn *knn, const uint8_t *query, uint64_t number, neighbour *best,
+                            uint32_t count) {
     uint32_t low = 0, high = knn->index->info.segments;
     while (high - low > 1) {
         uint32_t middle = low + (high - low) / 2;
@@ -156,18 +158,20 @@ static void work(void *context, uint32_t worker) {
     bw_free(best);
 }
 
-int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, uint32_t k, uint32_t threads, int64_t *ids,
-               uint32_t *distances, uint32_t *counts, bw_stats *stats, bw_error *error) {
+int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, uint32_t k, uint32_t threads,
+               int64_t *ids, uint32_t *distances, uint32_t *counts, bw_stats *stats, bw_error *error) {
     uint64_t began = bw_now();
     if (!index || (n > 0 && (!queries || !ids || !distances || !counts))) {
-        return bw_fail(error, BW_INVALID, "nearest neighbours need an index, queries, and places for ids, distances and counts");
+        return bw_fail(error, BW_INVALID,
+                       "nearest neighbours need an index, queries, and places for ids, distances and counts");
     }
     if (k < 1 || k > BW_MAX_K) {
         return bw_fail(error, BW_INVALID, "k is %u: ask for 1 to %d neighbours", k, BW_MAX_K);
     }
     uint64_t rows = index->info.rows, blocks = index->first_blocks[index->info.segments], cells;
     if (bw_mul_overflows(n, k, &cells) || cells > SIZE_MAX / sizeof(int64_t)) {
-        return bw_fail(error, BW_INVALID, "%zu queries with %u neighbours each are too many for one call: ask in parts", n, k);
+        return bw_fail(error, BW_INVALID,
+                       "%zu queries with %u neighbours each are too many for one call: ask in parts", n, k);
     }
     knn run = {.index = index, .kernels = bw_kernels_get(), .queries = queries, .n = n, .k = k};
     run.room = rows < k ? (uint32_t)rows : k;

@@ -1,6 +1,12 @@
 /* search_votes.c - a search: morsels handed out to threads, votes of the estimators, scores, matching rows.
  *
- * Votes are counted for 64 blocks or 256 rows at once in bit-sliced counters: plane p holds bit p of every count. */
+ * Votes are counted for 64 blocks or 256 rows at once in bit-sliced counters: plane p holds bit p of every
+ * count.
+ *
+ * What the statistics mean: a block is contained when its zones alone say that all its rows match, even if
+ * codes are then read for their votes or scores; it is scanned when only its codes could tell. Bytes are 256
+ * for each column that a block's boxes looked at, once a block; all 32 columns, or 32 for each row, where
+ * scores were computed; and for each group of blocks the zones of the model's dimensions, 128 each. */
 #include "search.h"
 
 #include <stdatomic.h>
@@ -68,7 +74,8 @@ static inline void counter_add(uint64_t *counter, uint32_t planes, uint32_t word
 }
 
 /* Bits of the places that have counted to n or more. */
-static inline void counter_reaches(const uint64_t *counter, uint32_t planes, uint32_t words, uint32_t n, uint64_t *reached) {
+static inline void counter_reaches(const uint64_t *counter, uint32_t planes, uint32_t words, uint32_t n,
+                                   uint64_t *reached) {
     memset(reached, n >> planes ? 0 : 255, words * sizeof *reached);
     for (uint32_t p = 0; p < planes; p++) {
         for (uint32_t w = 0; w < words; w++) {
@@ -78,7 +85,8 @@ static inline void counter_reaches(const uint64_t *counter, uint32_t planes, uin
     }
 }
 
-static inline uint32_t counter_read(const uint64_t *counter, uint32_t planes, uint32_t words, uint32_t place) {
+static inline uint32_t counter_read(const uint64_t *counter, uint32_t planes, uint32_t words,
+                                    uint32_t place) {
     uint32_t count = 0;
     for (uint32_t p = 0; p < planes; p++) {
         count |= (uint32_t)(counter[p * words + place / 64] >> place % 64 & 1) << p;
@@ -86,7 +94,9 @@ static inline uint32_t counter_read(const uint64_t *counter, uint32_t planes, ui
     return count;
 }
 
-static inline bool any_of(const uint64_t mask[4]) { return (mask[0] | mask[1] | mask[2] | mask[3]) != 0; }
+static inline bool any_of(const uint64_t mask[4]) {
+    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+}
 
 static inline uint64_t count_of(const uint64_t mask[4]) {
     uint64_t count = 0;
@@ -105,12 +115,12 @@ static void first_bits(uint32_t n, uint64_t mask[4]) {
 
 /* ---- one block ---- */
 
-/* Asks the estimators that are open on the block, `open` of them, after `certain` ones have voted for all its rows. Fills
- * `counter` with the votes of the open ones and `match` with the rows that reach the threshold. False as soon as no row
- * can reach it any more; the counter is not complete then. */
-static bool count_votes(task *task, uint32_t bit, const uint8_t *block, size_t stride, uint32_t certain, uint32_t open,
-                        const uint64_t valid[4], uint64_t counter[PLANES * 4], uint32_t planes, uint64_t match[4],
-                        uint32_t *dims) {
+/* Asks the estimators that are open on the block, `open` of them, after `certain` ones have voted for all its
+ * rows. Fills `counter` with the votes of the open ones and `match` with the rows that reach the threshold.
+ * False as soon as no row can reach it any more; the counter is not complete then. */
+static bool count_votes(task *task, uint32_t bit, const uint8_t *block, size_t stride, uint32_t certain,
+                        uint32_t open, const uint64_t valid[4], uint64_t counter[PLANES * 4], uint32_t planes,
+                        uint64_t match[4], uint32_t *dims) {
     const bw_program *program = &task->search->program;
     uint32_t threshold = task->search->threshold;
     uint32_t need = threshold > certain ? threshold - certain : 0;
@@ -122,8 +132,8 @@ static bool count_votes(task *task, uint32_t bit, const uint8_t *block, size_t s
         }
         uint32_t first = program->first_box[e], n = program->first_box[e + 1] - first;
         uint64_t mask[4];
-        *dims |= bw_boxes_scan(block, stride, task->search->kernels, program->boxes + first, program->box_dims + first, n,
-                               task->scratch->overlaps + first, bit, mask);
+        *dims |= bw_boxes_scan(block, stride, task->search->kernels, program->boxes + first,
+                               program->box_dims + first, n, task->scratch->overlaps + first, bit, mask);
         counter_add(counter, planes, 4, mask);
         open--;
         if (need > open) { /* a row that has none of the votes so far may be out */
@@ -140,7 +150,8 @@ static bool count_votes(task *task, uint32_t bit, const uint8_t *block, size_t s
 }
 
 /* Scores of the rows in `match`, without their votes, to scratch->scores. */
-static void find_scores(task *task, const uint8_t *block, size_t stride, const uint64_t match[4], uint32_t *dims) {
+static void find_scores(task *task, const uint8_t *block, size_t stride, const uint64_t match[4],
+                        uint32_t *dims) {
     const bw_search *search = task->search;
     int64_t *scores = task->scratch->scores;
     uint64_t rows = count_of(match);
@@ -222,16 +233,18 @@ static void search_block(task *task, uint32_t number, uint32_t bit, uint32_t cer
 static void search_group(task *task, uint32_t first) {
     const bw_search *search = task->search;
     const bw_program *program = &search->program;
-    uint64_t upper[PLANES] = {0}, lower[PLANES] = {0}; /* votes that a row of each block may have, and that it must have */
+    uint64_t upper[PLANES] = {0},
+             lower[PLANES] = {0}; /* votes that a row of each block may have, and that it must have */
     uint32_t blocks = task->segment->blocks - first;
     uint64_t valid = blocks < BW_GROUP_BLOCKS ? ((uint64_t)1 << blocks) - 1 : ~(uint64_t)0;
     uint64_t possible = valid, whole;
     task->stats.bytes += (uint64_t)2 * BW_GROUP_BLOCKS * (uint32_t)__builtin_popcount(program->dims);
     for (uint32_t e = 0; e < program->estimators && possible; e++) {
-        uint32_t box = program->first_box[e], n = program->first_box[e + 1] - box, left = program->estimators - e - 1;
+        uint32_t box = program->first_box[e], n = program->first_box[e + 1] - box,
+                 left = program->estimators - e - 1;
         uint64_t alive, certain;
-        bw_boxes_zones(task->segment, search->kernels, first, program->boxes + box, n, task->scratch->overlaps + box, &alive,
-                       &certain);
+        bw_boxes_zones(task->segment, search->kernels, first, program->boxes + box, n,
+                       task->scratch->overlaps + box, &alive, &certain);
         counter_add(upper, search->planes, 1, &alive);
         counter_add(lower, search->planes, 1, &certain);
         task->scratch->open[e] = alive & ~certain;
@@ -304,7 +317,8 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
     task t = {.search = search, .segment = search->index->segments[low], .scratch = scratch};
     t.batch = search->count_only ? NULL : batch;
     t.want_scores = search->score.has_threshold || (t.batch && batch->scores);
-    t.want_votes = (t.batch && batch->votes) || (t.want_scores && (!search->has_score || search->score.votes != 0));
+    t.want_votes =
+        (t.batch && batch->votes) || (t.want_scores && (!search->has_score || search->score.votes != 0));
     uint32_t first = (uint32_t)(number - search->first_morsels[low]) * MORSEL_BLOCKS;
     for (uint32_t b = first; b < first + MORSEL_BLOCKS && b < t.segment->blocks; b += BW_GROUP_BLOCKS) {
         search_group(&t, b);
@@ -326,7 +340,8 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
 
 /* ---- the object ---- */
 
-int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search, bw_error *error) {
+int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search,
+                       bw_error *error) {
     if (!index || !model || !search) {
         return bw_fail(error, BW_INVALID, "a search needs an index, a model and a place for the result");
     }
@@ -336,7 +351,8 @@ int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t fl
     const char *ours = index->info.fingerprints.quantizer;
     if (model->quantizer[0] && strncmp(model->quantizer, ours, BW_FINGERPRINT_BYTES) != 0) {
         return bw_fail(error, BW_MISMATCH,
-                       "the model is for codes of quantizer \"%.32s\", but the index holds codes of quantizer \"%.32s\": "
+                       "the model is for codes of quantizer \"%.32s\", but the index holds codes of "
+                       "quantizer \"%.32s\": "
                        "train it again on this collection, or search the collection it was trained on",
                        model->quantizer, ours);
     }
@@ -393,11 +409,14 @@ void bw_search_close(bw_search *search) {
     }
 }
 
-uint64_t bw_search_morsels(const bw_search *search) { return search ? search->morsels : 0; }
+uint64_t bw_search_morsels(const bw_search *search) {
+    return search ? search->morsels : 0;
+}
 
 int32_t bw_search_next(bw_search *search, bw_batch *batch, uint64_t *morsel, bw_error *error) {
     if (!search || (!batch && !search->count_only)) {
-        return bw_fail(error, BW_INVALID, "the next rows of a search need a search and a batch to put them in");
+        return bw_fail(error, BW_INVALID,
+                       "the next rows of a search need a search and a batch to put them in");
     }
     if (batch) {
         batch->rows = 0;

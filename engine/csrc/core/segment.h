@@ -1,4 +1,5 @@
-/* segment.h - an open segment: a mapped file (docs/FORMAT.md) whose bounds and checksums have been checked. */
+/* segment.h - an open segment: a mapped file (docs/FORMAT.md) whose bounds and checksums have been checked.
+ */
 #ifndef BW_SEGMENT_H
 #define BW_SEGMENT_H
 
@@ -21,13 +22,14 @@ typedef struct bw_segment {
     uint32_t holds; /* open indexes that use it; index.c's */
 } bw_segment;
 
-/* segment_open.c. BW_MISSING when there is no such file, BW_CORRUPT or BW_VERSION when it is not a whole segment. */
+/* segment_open.c. BW_MISSING when there is no such file, BW_CORRUPT or BW_VERSION when it is not a whole
+ * segment. */
 int32_t bw_segment_open(const char *folder, const char *name, bw_segment **segment, bw_error *error);
 void bw_segment_close(bw_segment *segment);
 int32_t bw_segment_validate(const bw_segment *segment, bw_error *error); /* deep: O(rows) */
 
-/* Where the columns of a block are: dimension d's 256 values start at the result + d * *stride. Values past the last row
- * are zero. The last tile is as wide as its blocks, every other one BW_TILE_ROWS. */
+/* Where the columns of a block are: dimension d's 256 values start at the result + d * *stride. Values past
+ * the last row are zero. The last tile is as wide as its blocks, every other one BW_TILE_ROWS. */
 static inline const uint8_t *bw_segment_block(const bw_segment *segment, uint32_t block, size_t *stride) {
     const uint32_t per_tile = BW_TILE_ROWS / BW_BLOCK_ROWS;
     uint32_t tile = block / per_tile, in_tile = block % per_tile;
@@ -42,12 +44,13 @@ static inline uint32_t bw_segment_block_rows(const bw_segment *segment, uint32_t
     return left < BW_BLOCK_ROWS ? (uint32_t)left : BW_BLOCK_ROWS;
 }
 
-/* segment_order.c. Row numbers in ascending order of their ids; rows with the same id in ascending order of number. */
+/* segment_order.c. Row numbers in ascending order of their ids; rows with the same id in ascending order of
+ * number. */
 int32_t bw_sort_ids(const int64_t *ids, uint64_t rows, uint32_t *sorted, bw_error *error);
 
 /* The order of rows in a segment. order[i] is the input row that goes to place i; depends on the set of
  * (id, code) alone. */
-int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order, bw_progress progress,
-                         void *context, bw_error *error);
+int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order,
+                         bw_progress progress, void *context, bw_error *error);
 
 #endif

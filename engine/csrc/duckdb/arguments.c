@@ -19,7 +19,7 @@ bool given(duckdb_bind_info info, const char *name) {
 }
 
 static bool fail_null(const char *name, bw_error *error) {
-    return fail(error, "%s is NULL: give a value, or leave the parameter out", name);
+    return fail(error, "%s is NULL: give a value", name);
 }
 
 bool read_integer(duckdb_bind_info info, const char *name, int64_t *value, bw_error *error) {

@@ -79,7 +79,8 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 
 #define SLOT(number, result, arguments) ((result(*) arguments)duckdb_slots[number])
 
-/* clang-format off: one function a line */
+/* One function a line. */
+/* clang-format off */
 #define duckdb_connect SLOT(3, duckdb_state, (duckdb_database, duckdb_connection *))
 #define duckdb_disconnect SLOT(6, void, (duckdb_connection *))
 #define duckdb_free SLOT(25, void, (void *))
@@ -95,8 +96,7 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_get_list_child SLOT(152, duckdb_value, (duckdb_value, idx_t))
 #define duckdb_create_logical_type SLOT(156, duckdb_logical_type, (duckdb_type))
 #define duckdb_create_list_type SLOT(159, duckdb_logical_type, (duckdb_logical_type))
-#define duckdb_create_struct_type                                                                            \
-    SLOT(163, duckdb_logical_type, (duckdb_logical_type *, const char **, idx_t))
+#define duckdb_create_struct_type SLOT(163, duckdb_logical_type, (duckdb_logical_type *, const char **, idx_t))
 #define duckdb_destroy_logical_type SLOT(184, void, (duckdb_logical_type *))
 #define duckdb_data_chunk_get_vector SLOT(190, duckdb_vector, (duckdb_data_chunk, idx_t))
 #define duckdb_data_chunk_get_size SLOT(191, idx_t, (duckdb_data_chunk))
@@ -116,22 +116,18 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_scalar_function_set_volatile SLOT(214, void, (duckdb_scalar_function))
 #define duckdb_scalar_function_add_parameter SLOT(215, void, (duckdb_scalar_function, duckdb_logical_type))
 #define duckdb_scalar_function_set_return_type SLOT(216, void, (duckdb_scalar_function, duckdb_logical_type))
-#define duckdb_scalar_function_set_function                                                                  \
-    SLOT(218, void, (duckdb_scalar_function, duckdb_scalar_function_t))
+#define duckdb_scalar_function_set_function SLOT(218, void, (duckdb_scalar_function, duckdb_scalar_function_t))
 #define duckdb_register_scalar_function SLOT(219, duckdb_state, (duckdb_connection, duckdb_scalar_function))
 #define duckdb_scalar_function_set_error SLOT(221, void, (duckdb_function_info, const char *))
 #define duckdb_create_table_function SLOT(242, duckdb_table_function, (void))
 #define duckdb_destroy_table_function SLOT(243, void, (duckdb_table_function *))
 #define duckdb_table_function_set_name SLOT(244, void, (duckdb_table_function, const char *))
 #define duckdb_table_function_add_parameter SLOT(245, void, (duckdb_table_function, duckdb_logical_type))
-#define duckdb_table_function_add_named_parameter                                                            \
-    SLOT(246, void, (duckdb_table_function, const char *, duckdb_logical_type))
-#define duckdb_table_function_set_extra_info                                                                 \
-    SLOT(247, void, (duckdb_table_function, void *, duckdb_delete_callback_t))
+#define duckdb_table_function_add_named_parameter SLOT(246, void, (duckdb_table_function, const char *, duckdb_logical_type))
+#define duckdb_table_function_set_extra_info SLOT(247, void, (duckdb_table_function, void *, duckdb_delete_callback_t))
 #define duckdb_table_function_set_bind SLOT(248, void, (duckdb_table_function, duckdb_table_function_bind_t))
 #define duckdb_table_function_set_init SLOT(249, void, (duckdb_table_function, duckdb_table_function_init_t))
-#define duckdb_table_function_set_local_init                                                                 \
-    SLOT(250, void, (duckdb_table_function, duckdb_table_function_init_t))
+#define duckdb_table_function_set_local_init SLOT(250, void, (duckdb_table_function, duckdb_table_function_init_t))
 #define duckdb_table_function_set_function SLOT(251, void, (duckdb_table_function, duckdb_table_function_t))
 #define duckdb_table_function_supports_projection_pushdown SLOT(252, void, (duckdb_table_function, bool))
 #define duckdb_register_table_function SLOT(253, duckdb_state, (duckdb_connection, duckdb_table_function))

@@ -1,19 +1,24 @@
 /* boxwood.h - the public C interface of the Boxwood core.
  *
- * A collection of images is held as 32-byte codes (uint8_t[32], one value a dimension). This library stores codes in
- * immutable segment files, searches them with models (unions of boxes with votes, and an additive score), finds exact
- * nearest neighbours, and trains models from labelled ids.
+ * A collection of images is held as 32-byte codes (uint8_t[32], one value a dimension). This library stores
+ * codes in immutable segment files, searches them with models (unions of boxes with votes, and an additive
+ * score), finds exact nearest neighbours, and trains models from labelled ids.
  *
  * Conventions
- * - Every function that can fail returns a bw_status and, when that is not BW_OK, fills the caller's bw_error (which may be
- *   NULL) with a message for people: what is wrong, and what to do. Outputs are untouched on failure unless said otherwise.
- * - The library never prints, aborts, or reads the environment. It touches only the files it is told to touch.
- * - Pointers marked "owned" must be handed back to the named function; NULL is accepted there and does nothing.
- * - Objects behind `const` pointers are immutable and may be used by any number of threads at once. A bw_search may be
- *   advanced by several threads at once. Everything else belongs to one thread at a time.
- * - Codes are row-major: row i occupies codes[32 * i .. 32 * i + 31]. Ids are >= 0 and unique within a collection.
+ * - Every function that can fail returns a bw_status and, when that is not BW_OK, fills the caller's bw_error
+ * (which may be NULL) with a message for people: what is wrong, and what to do. Outputs are untouched on
+ * failure unless said otherwise.
+ * - The library never prints, aborts, or reads the environment. It touches only the files it is told to
+ * touch.
+ * - Pointers marked "owned" must be handed back to the named function; NULL is accepted there and does
+ * nothing.
+ * - Objects behind `const` pointers are immutable and may be used by any number of threads at once. A
+ * bw_search may be advanced by several threads at once. Everything else belongs to one thread at a time.
+ * - Codes are row-major: row i occupies codes[32 * i .. 32 * i + 31]. Ids are >= 0 and unique within a
+ * collection.
  *
- * The part between the two cffi marks is plain C for cffi's parser: no macros but constants, no conditionals. */
+ * The part between the two cffi marks is plain C for cffi's parser: no macros but constants, no conditionals.
+ */
 #ifndef BOXWOOD_H
 #define BOXWOOD_H
 
@@ -26,16 +31,16 @@
 #endif
 
 /* cffi: begin */
-#define BW_DIMS 32            /* dimensions of a code */
-#define BW_BLOCK_ROWS 256     /* rows a block: the unit of zones and pruning */
-#define BW_TILE_ROWS 4096     /* rows a tile: one 4 KiB page a dimension */
-#define BW_MORSEL_ROWS 32768  /* rows a morsel: the unit of work handed to a thread */
-#define BW_FORMAT 1           /* version of the segment format, docs/FORMAT.md */
-#define BW_MAX_K 10000        /* neighbours a query */
+#define BW_DIMS 32           /* dimensions of a code */
+#define BW_BLOCK_ROWS 256    /* rows a block: the unit of zones and pruning */
+#define BW_TILE_ROWS 4096    /* rows a tile: one 4 KiB page a dimension */
+#define BW_MORSEL_ROWS 32768 /* rows a morsel: the unit of work handed to a thread */
+#define BW_FORMAT 1          /* version of the segment format, docs/FORMAT.md */
+#define BW_MAX_K 10000       /* neighbours a query */
 #define BW_MAX_ESTIMATORS 1024
-#define BW_MAX_BOXES 65536    /* boxes a model, all estimators together */
+#define BW_MAX_BOXES 65536 /* boxes a model, all estimators together */
 #define BW_MAX_SEGMENTS 4096
-#define BW_NAME_BYTES 48      /* a segment's file name with its NUL */
+#define BW_NAME_BYTES 48 /* a segment's file name with its NUL */
 #define BW_FINGERPRINT_BYTES 32
 
 typedef enum bw_status {
@@ -55,8 +60,8 @@ typedef struct bw_error {
     char message[508]; /* NUL-terminated UTF-8 */
 } bw_error;
 
-/* Called now and then during long work with the part done, 0..1, from the calling thread. Non-zero stops the work
- * (BW_CANCELLED). May be NULL. */
+/* Called now and then during long work with the part done, 0..1, from the calling thread. Non-zero stops the
+ * work (BW_CANCELLED). May be NULL. */
 typedef int32_t (*bw_progress)(void *context, double done);
 
 /* Texts of at most 31 bytes, NUL-padded; empty where there is none. Compared byte by byte. */
@@ -66,19 +71,22 @@ typedef struct bw_fingerprints {
     char quantizer[32];
 } bw_fingerprints;
 
-/* ---- library ------------------------------------------------------------------------------------------------- */
+/* ---- library
+ * ------------------------------------------------------------------------------------------------- */
 
-const char *bw_version(void);              /* "0.1.0"; static */
+const char *bw_version(void);               /* "0.1.0"; static */
 const char *bw_status_name(int32_t status); /* "corrupt"; static */
 
-/* Instruction set of the kernels: "generic", "avx2", "avx512" or "neon". NULL or "" chooses the best that this CPU has.
- * Process-wide; takes effect for calls that start afterwards. BW_INVALID for an unknown name or one this CPU lacks. */
+/* Instruction set of the kernels: "generic", "avx2", "avx512" or "neon". NULL or "" chooses the best that
+ * this CPU has. Process-wide; takes effect for calls that start afterwards. BW_INVALID for an unknown name or
+ * one this CPU lacks. */
 int32_t bw_isa_select(const char *name, bw_error *error);
 const char *bw_isa(void); /* the one in use; static */
 
 void bw_free(void *memory); /* frees what the library returned as "owned" without a function of its own */
 
-/* ---- writing an index ---------------------------------------------------------------------------------------- */
+/* ---- writing an index
+ * ---------------------------------------------------------------------------------------- */
 
 typedef struct bw_segment_spec {
     uint64_t rows;        /* 1 .. 2^31 - 1 */
@@ -89,17 +97,19 @@ typedef struct bw_segment_spec {
     bw_fingerprints fingerprints;
 } bw_segment_spec;
 
-/* Sorts the rows into index order and writes the segment file folder/name: under a temporary name, synced, renamed.
- * The folder must exist. The same rows give the same bytes, whatever order they come in. */
-int32_t bw_segment_write(const char *folder, const char *name, const bw_segment_spec *spec, bw_progress progress,
-                         void *context, bw_error *error);
+/* Sorts the rows into index order and writes the segment file folder/name: under a temporary name, synced,
+ * renamed. The folder must exist. The same rows give the same bytes, whatever order they come in. */
+int32_t bw_segment_write(const char *folder, const char *name, const bw_segment_spec *spec,
+                         bw_progress progress, void *context, bw_error *error);
 
-/* Lists the segments that make up the index from now on, atomically. Every one must exist in the folder, open cleanly,
- * and carry this uuid and the same fingerprints. No segments is a valid, empty index. */
-int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t generation, const char *const *names,
-                          uint32_t segments, const bw_fingerprints *fingerprints, bw_error *error);
+/* Lists the segments that make up the index from now on, atomically. Every one must exist in the folder, open
+ * cleanly, and carry this uuid and the same fingerprints. No segments is a valid, empty index. */
+int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t generation,
+                          const char *const *names, uint32_t segments, const bw_fingerprints *fingerprints,
+                          bw_error *error);
 
-/* ---- an open index ------------------------------------------------------------------------------------------- */
+/* ---- an open index
+ * ------------------------------------------------------------------------------------------- */
 
 typedef struct bw_index bw_index;
 
@@ -123,33 +133,37 @@ typedef struct bw_segment_info {
     int64_t max_id;
 } bw_segment_info;
 
-/* Opens the index in `folder` as its manifest lists it now. Bounds and the checksum of every section are checked before
- * anything is used. An index that is already open in this process and unchanged on disk is shared, not opened again.
- * *index is owned: bw_index_close. It stays usable when the folder is rewritten or removed. */
+/* Opens the index in `folder` as its manifest lists it now. Bounds and the checksum of every section are
+ * checked before anything is used. An index that is already open in this process and unchanged on disk is
+ * shared, not opened again. *index is owned: bw_index_close. It stays usable when the folder is rewritten or
+ * removed. */
 int32_t bw_index_open(const char *folder, bw_index **index, bw_error *error);
 void bw_index_close(bw_index *index);
 
 int32_t bw_index_describe(const bw_index *index, bw_index_info *info);
 int32_t bw_index_segment(const bw_index *index, uint32_t segment, bw_segment_info *info, bw_error *error);
 
-/* Deep check, O(rows): checksums again, zones against codes, ids sorted and unique across segments. BW_CORRUPT with the
- * reason for the first contradiction. */
+/* Deep check, O(rows): checksums again, zones against codes, ids sorted and unique across segments.
+ * BW_CORRUPT with the reason for the first contradiction. */
 int32_t bw_index_validate(const bw_index *index, bw_error *error);
 
-/* Codes of n ids in the order given. found[i] is 1 or 0, codes of absent ids are zero; with found == NULL an absent id is
- * an error (BW_MISSING) that names it. */
-int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint8_t *codes, uint8_t *found, bw_error *error);
+/* Codes of n ids in the order given. found[i] is 1 or 0, codes of absent ids are zero; with found == NULL an
+ * absent id is an error (BW_MISSING) that names it. */
+int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint8_t *codes, uint8_t *found,
+                       bw_error *error);
 
 /* Rows [first, first + n) in index order. codes may be NULL. */
-int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes, bw_error *error);
+int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
+                      bw_error *error);
 
-/* Draws min(n, rows left) distinct random ids that are not in `exclude` (sorted ascending, may be NULL with 0). The draw
- * depends on the seed and on the set of ids alone, not on segments or row order. ids receives them in ascending order,
- * *drawn their number. */
-int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int64_t *exclude, size_t excluded, int64_t *ids,
-                      size_t *drawn, bw_error *error);
+/* Draws min(n, rows left) distinct random ids that are not in `exclude` (sorted ascending, may be NULL with
+ * 0). The draw depends on the seed and on the set of ids alone, not on segments or row order. ids receives
+ * them in ascending order, *drawn their number. */
+int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int64_t *exclude, size_t excluded,
+                      int64_t *ids, size_t *drawn, bw_error *error);
 
-/* ---- models -------------------------------------------------------------------------------------------------- */
+/* ---- models
+ * -------------------------------------------------------------------------------------------------- */
 
 typedef struct bw_model bw_model;
 
@@ -174,28 +188,30 @@ typedef struct bw_range {
     uint8_t hi;
 } bw_range;
 
-/* Parses and checks a model document (docs/FORMAT.md, "Model"). Models are untrusted input: size, depth and counts are
- * limited. *model is owned: bw_model_free. */
+/* Parses and checks a model document (docs/FORMAT.md, "Model"). Models are untrusted input: size, depth and
+ * counts are limited. *model is owned: bw_model_free. */
 int32_t bw_model_from_json(const char *json, size_t bytes, bw_model **model, bw_error *error);
 int32_t bw_model_to_json(const bw_model *model, char **json, bw_error *error); /* *json owned: bw_free */
 
-/* The model as a boolean SQL expression over columns d00 .. d31 that is true for exactly the rows the model matches. */
+/* The model as a boolean SQL expression over columns d00 .. d31 that is true for exactly the rows the model
+ * matches. */
 int32_t bw_model_to_sql(const bw_model *model, char **sql, bw_error *error); /* *sql owned: bw_free */
 void bw_model_free(bw_model *model);
 
 void bw_model_describe(const bw_model *model, bw_model_info *info);
-/* All ranges, ordered by estimator, box, dim. `ranges` holds info.ranges entries. A box without ranges contains every row
- * and gives no entry. */
+/* All ranges, ordered by estimator, box, dim. `ranges` holds info.ranges entries. A box without ranges
+ * contains every row and gives no entry. */
 void bw_model_ranges(const bw_model *model, bw_range *ranges);
 
-/* Votes, scores and match of n rows, plainly, row by row: the oracle of every fast path. Each output may be NULL.
- * A row matches when votes >= threshold and, if there is a score threshold, score >= score_threshold. The score is
- * votes * score.votes + constant + sum over dims of (linear[d] + square[d] * x) * x, an exact integer in units of
- * 2^-score_shift. */
-int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, size_t n, int32_t *votes, int64_t *scores,
-                          uint8_t *match, bw_error *error);
+/* Votes, scores and match of n rows, plainly, row by row: the oracle of every fast path. Each output may be
+ * NULL. A row matches when votes >= threshold and, if there is a score threshold, score >= score_threshold.
+ * The score is votes * score.votes + constant + sum over dims of (linear[d] + square[d] * x) * x, an exact
+ * integer in units of 2^-score_shift. */
+int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, size_t n, int32_t *votes,
+                          int64_t *scores, uint8_t *match, bw_error *error);
 
-/* ---- searching ----------------------------------------------------------------------------------------------- */
+/* ---- searching
+ * ----------------------------------------------------------------------------------------------- */
 
 #define BW_COUNT_ONLY 1 /* flag: count the matching rows, give none back */
 
@@ -204,7 +220,7 @@ typedef struct bw_stats {
     uint64_t blocks;           /* blocks in the index */
     uint64_t blocks_pruned;    /* ruled out by their zones */
     uint64_t blocks_contained; /* known to match whole by their zones */
-    uint64_t blocks_scanned;   /* codes read */
+    uint64_t blocks_scanned;   /* only their codes could tell */
     uint64_t bytes;            /* bytes of codes and zones read */
     uint64_t nanoseconds;      /* wall time from open to the last morsel */
 } bw_stats;
@@ -212,21 +228,24 @@ typedef struct bw_stats {
 typedef struct bw_search bw_search;
 
 typedef struct bw_batch {
-    uint64_t rows;     /* out */
-    int64_t *ids;      /* caller's buffers of BW_MORSEL_ROWS entries each; any may be NULL if not wanted */
+    uint64_t rows; /* out */
+    int64_t *ids;  /* caller's buffers of BW_MORSEL_ROWS entries each; any may be NULL if not wanted */
     int32_t *votes;
     int64_t *scores;
 } bw_batch;
 
 /* Prepares a search; keeps its own hold on the index and its own copy of what it needs of the model.
  * BW_MISMATCH when the model is for another quantizer. *search is owned: bw_search_close. */
-int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search, bw_error *error);
+int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search,
+                       bw_error *error);
 uint64_t bw_search_morsels(const bw_search *search); /* at most this many threads are useful */
-/* Works on the next morsels until one has matching rows (in index order within the batch), or none is left: batch->rows is
- * then 0. With BW_COUNT_ONLY it works through all that is left and leaves batch->rows at 0. `morsel`, if not NULL, receives
- * the number of the batch's morsel. Several threads may call it, each with a batch of its own. */
+/* Works on the next morsels until one has matching rows (in index order within the batch), or none is left:
+ * batch->rows is then 0. With BW_COUNT_ONLY it works through all that is left and leaves batch->rows at 0.
+ * `morsel`, if not NULL, receives the number of the batch's morsel. Several threads may call it, each with a
+ * batch of its own. */
 int32_t bw_search_next(bw_search *search, bw_batch *batch, uint64_t *morsel, bw_error *error);
-void bw_search_stats(const bw_search *search, bw_stats *stats); /* complete once every thread has seen its last batch */
+void bw_search_stats(const bw_search *search,
+                     bw_stats *stats); /* complete once every thread has seen its last batch */
 void bw_search_close(bw_search *search);
 
 typedef struct bw_rows {
@@ -236,18 +255,18 @@ typedef struct bw_rows {
     int64_t *scores;
 } bw_rows;
 
-/* A whole search with the library's own threads (0: one a core). Rows in index order, whatever the threads; with
- * BW_COUNT_ONLY `rows` may be NULL. `cancel`, if not NULL, is looked at between morsels; non-zero stops the search.
- * *rows is owned: bw_rows_free. */
+/* A whole search with the library's own threads (0: one a core). Rows in index order, whatever the threads;
+ * with BW_COUNT_ONLY `rows` may be NULL. `cancel`, if not NULL, is looked at between morsels; non-zero stops
+ * the search. *rows is owned: bw_rows_free. */
 int32_t bw_search_run(const bw_index *index, const bw_model *model, uint32_t flags, uint32_t threads,
                       const volatile int32_t *cancel, bw_rows **rows, bw_stats *stats, bw_error *error);
 void bw_rows_free(bw_rows *rows);
 
-/* The k nearest rows of each of n queries (n * 32 codes) by squared Euclidean distance on codes, exact, ties by id,
- * nearest first. Query i's answers start at i * k in ids and distances; counts[i] = min(k, rows in the index).
- * k in 1 .. BW_MAX_K. stats may be NULL. */
-int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, uint32_t k, uint32_t threads, int64_t *ids,
-               uint32_t *distances, uint32_t *counts, bw_stats *stats, bw_error *error);
+/* The k nearest rows of each of n queries (n * 32 codes) by squared Euclidean distance on codes, exact, ties
+ * by id, nearest first. Query i's answers start at i * k in ids and distances; counts[i] = min(k, rows in the
+ * index). k in 1 .. BW_MAX_K. stats may be NULL. */
+int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, uint32_t k, uint32_t threads,
+               int64_t *ids, uint32_t *distances, uint32_t *counts, bw_stats *stats, bw_error *error);
 
 typedef struct bw_box_report {
     uint32_t estimator;
@@ -264,11 +283,13 @@ typedef struct bw_box_report {
     uint64_t nanoseconds;
 } bw_box_report;
 
-/* Runs every box of the model by itself and the model as a whole. `reports` holds as many entries as the model has boxes,
- * in order; `total` is the whole model's. */
-int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_stats *total, bw_error *error);
+/* Runs every box of the model by itself and the model as a whole. `reports` holds as many entries as the
+ * model has boxes, in order; `total` is the whole model's. */
+int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_stats *total,
+                   bw_error *error);
 
-/* ---- learning ------------------------------------------------------------------------------------------------ */
+/* ---- learning
+ * ------------------------------------------------------------------------------------------------ */
 
 #define BW_LEARNER_BRANCH 1   /* one decision branch */
 #define BW_LEARNER_ENSEMBLE 2 /* `estimators` decision branches on bootstraps, majority vote */
@@ -290,19 +311,20 @@ typedef struct bw_train_stats {
     uint64_t nanoseconds;
 } bw_train_stats;
 
-/* Trains on labelled ids of the index; the random negatives are drawn by bw_index_draw from its other rows. The same
- * labels (as sets), options and rows give the same model on every machine: integer arithmetic throughout.
- * Errors: no positives, an id both positive and negative, an id that is not in the index, options out of range.
- * *model is owned: bw_model_free. stats may be NULL. */
-int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives, const int64_t *negatives,
-                 size_t n_negatives, const bw_train_options *options, bw_model **model, bw_train_stats *stats,
-                 bw_error *error);
+/* Trains on labelled ids of the index; the random negatives are drawn by bw_index_draw from its other rows.
+ * The same labels (as sets), options and rows give the same model on every machine: integer arithmetic
+ * throughout. Errors: no positives, an id both positive and negative, an id that is not in the index, options
+ * out of range. *model is owned: bw_model_free. stats may be NULL. */
+int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives,
+                 const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
+                 bw_model **model, bw_train_stats *stats, bw_error *error);
 
-/* The same from codes; `randoms` takes the place of the drawn rows (options->random_negatives is not used), `quantizer`
- * names the codes' quantizer in the model (NULL: any). */
-int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8_t *negatives, size_t n_negatives,
-                       const uint8_t *randoms, size_t n_randoms, const bw_train_options *options, const char *quantizer,
-                       bw_model **model, bw_train_stats *stats, bw_error *error);
+/* The same from codes; `randoms` takes the place of the drawn rows (options->random_negatives is not used),
+ * `quantizer` names the codes' quantizer in the model (NULL: any). */
+int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8_t *negatives,
+                       size_t n_negatives, const uint8_t *randoms, size_t n_randoms,
+                       const bw_train_options *options, const char *quantizer, bw_model **model,
+                       bw_train_stats *stats, bw_error *error);
 /* cffi: end */
 
 #if defined(__GNUC__)

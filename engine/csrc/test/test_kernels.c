@@ -36,7 +36,8 @@ static bw_ranges random_ranges(bw_random *random, uint32_t count, int kind) {
         ranges.dim[i] = dims[i];
         ranges.lo[i] = a < b ? a : b;
         ranges.hi[i] = a < b ? b : a;
-        switch (bw_random_below(random, count < 4 ? 8 : 3)) { /* many ranges must be wide, or no row is inside */
+        switch (
+            bw_random_below(random, count < 4 ? 8 : 3)) { /* many ranges must be wide, or no row is inside */
         case 0:
             ranges.hi[i] = 255;
             break;
@@ -57,7 +58,9 @@ static bw_ranges random_ranges(bw_random *random, uint32_t count, int kind) {
     return ranges;
 }
 
-static bool bit(const uint64_t *mask, int place) { return mask[place / 64] >> place % 64 & 1; }
+static bool bit(const uint64_t *mask, int place) {
+    return mask[place / 64] >> place % 64 & 1;
+}
 
 static void test_box(const bw_kernels *kernels) {
     bw_random random = {1};
@@ -99,7 +102,8 @@ static void test_zones(const bw_kernels *kernels) {
         size_t groups = 1 + bw_random_below(&random, 3), stride = groups * 64;
         uint8_t *low = bw_alloc_aligned(stride * BW_DIMS), *high = bw_alloc_aligned(stride * BW_DIMS);
         for (size_t i = 0; i < stride * BW_DIMS; i++) {
-            uint8_t a = value_of(&random, kind), b = bw_random_below(&random, 4) ? a : value_of(&random, kind);
+            uint8_t a = value_of(&random, kind),
+                    b = bw_random_below(&random, 4) ? a : value_of(&random, kind);
             low[i] = a < b ? a : b;
             high[i] = a < b ? b : a;
         }
@@ -261,7 +265,8 @@ static void test_crc32c(const bw_kernels *kernels) {
         size_t part = bw_random_below(&random, bytes + 1);
         uint32_t whole = kernels->crc32c(0, data + first, bytes);
         wrong += whole != bw_crc32c(0, data + first, bytes);
-        wrong += whole != kernels->crc32c(kernels->crc32c(0, data + first, part), data + first + part, bytes - part);
+        wrong += whole !=
+                 kernels->crc32c(kernels->crc32c(0, data + first, part), data + first + part, bytes - part);
     }
     free(data);
     CHECK_EQUAL(wrong, 0);

@@ -30,11 +30,12 @@ static void check_queries(bw_random *random, const bw_index *index, int kind) {
             memcpy(queries, codes + bw_random_below(random, rows) * BW_DIMS, BW_DIMS);
         }
         int64_t *found = test_alloc(n * k * sizeof *found);
-        uint32_t *distances = test_alloc(n * k * sizeof *distances), counts[4], room = rows < k ? (uint32_t)rows : k;
+        uint32_t *distances = test_alloc(n * k * sizeof *distances), counts[4],
+                 room = rows < k ? (uint32_t)rows : k;
         bw_stats stats;
         test_choose_isa(bw_random_below(random, 4));
-        CHECK_STATUS(bw_knn(index, queries, n, k, 1 + (uint32_t)bw_random_below(random, 4), found, distances, counts,
-                            &stats, &error),
+        CHECK_STATUS(bw_knn(index, queries, n, k, 1 + (uint32_t)bw_random_below(random, 4), found, distances,
+                            counts, &stats, &error),
                      BW_OK);
         unsigned wrong = 0;
         for (size_t q = 0; q < n; q++) {

@@ -75,8 +75,9 @@ static inline void test_choose_isa(uint64_t i) {
     }
 }
 
-static const uint64_t test_sizes[] = {1,    2,    63,   64,   255,  256,  257,  511,   512,   1000, 3840, 4095, 4096,
-                                      4097, 4352, 4353, 8192, 8193, 9999, 12288, 16384, 16385, 20000};
+static const uint64_t test_sizes[] = {1,    2,    63,   64,    255,   256,   257,  511,
+                                      512,  1000, 3840, 4095,  4096,  4097,  4352, 4353,
+                                      8192, 8193, 9999, 12288, 16384, 16385, 20000};
 #define TEST_SIZES (sizeof test_sizes / sizeof test_sizes[0])
 
 #endif

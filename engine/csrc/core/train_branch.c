@@ -1,0 +1,765 @@
+/* train_branch.c - learners of decision branches, after "CLIP-Branches: Interactive Fine-Tuning for
+ * Text-Image Retrieval" (SIGIR 2024): a branch is a union of boxes that are grown bottom-up around the
+ * positives, with borders set by Gini between positives and negatives; an ensemble votes among branches on
+ * bootstraps. What is ours: the size of a box comes from a variance with a prior, so that a few labels make a
+ * box that generalises.
+ *
+ * Everything is integer arithmetic; "/" is division of non-negative numbers rounded down unless said
+ * otherwise, isqrt the integer square root. The specification, which tests/learner_twin.py follows word by
+ * word:
+ *
+ * Training set. Rows are positives, given negatives, and random negatives, in the order given. Random numbers
+ * come from one SplitMix64 with the seed; below(n) is bw_random_below. A given negative weighs floor(256 *
+ * negative_weight + 1/2), a random one 256; a positive 1.
+ *
+ * Prior. Out of the random negatives (or, when they are fewer than 8, the given negatives followed by the
+ * random ones) n = min(rows, 512) evenly spaced rows i * rows / n are taken, and for each the k = min(4, n -
+ * 1) others nearest to it (squared distance, ties by place). prior[d] = max(256, 128 * (sum of the squared
+ * differences in d) / (n * k)): half the mean squared difference of neighbours, which is the variance inside
+ * small neighbourhoods, in 1/256. With n = 1: 16384.
+ *
+ * Estimators, one after the other.
+ *  ensemble: 16 dimensions are drawn (for i = 0..15: j = i + below(32 - i), swap places i and j of 0, 1, ..
+ * 31; the first 16), then a bootstrap of the positives, of the given and of the random negatives: min(rows,
+ * limit) times below(rows); limits 2048, 4096, 4096. A row drawn c times counts c times. branch: all 32
+ * dimensions; a list longer than its limit is drawn from likewise, any other is taken whole. Let P and W be
+ * the total counts of positives and weights of negatives (weight times count) in it. The share of positives
+ * or negatives in some set of rows is its count or weight * 65536 / P or W. For shares a and b
+ *      purity(a, b) = part(a, b) + part(65536 - a, 65536 - b), part(a, b) = a * a / (a + 16 * b), or 0 where
+ * a = 0, which grows as the Gini impurity of the division falls when the negatives weigh 16 times the
+ * positives: what is looked for is rare in a collection.
+ *
+ * Growth. While there are uncovered positives, fewer than 16 boxes, and fewer than 32 seeds were drawn:
+ *  1. The seed is uncovered positive below(number of them), in order of rows.
+ *  2. The uncovered positives are sorted by squared distance to the seed, ties by row. Groups: the nearest m
+ * of them, for m = all, m / 2, m / 4, .. 1. Each group gives a box (3); those that do not contain the seed
+ * are dropped; the one of the highest purity (a: uncovered positives) stays, on ties the one of the larger
+ * group. The group of one always has a box.
+ *  3. Box of a group with n positives by count, u rows, sum S and sum of squares Q a dimension:
+ *         scatter = 256 * (n * Q - S * S) * u / (n * n), variance = (4 * prior + scatter) * (u + 1) / ((u +
+ * 3) * u), z = 154 + 154 / (4 + u), half = max(16, isqrt(variance * z * z / 4096)), center = (32 * S + n) /
+ * (2 * n), lo = max(0, ceil((center - half) / 16)), hi = min(255, (center + half) / 16): a posterior
+ * predictive interval of z / 64 standard deviations, half and center in 1/16. Dimensions are then chosen out
+ *     of the estimator's, up to 6, one by one: the one that leaves the least weight of negatives inside the
+ * box so far; on ties, the one with the least weight of all negatives in its range; then the lowest.
+ *  4. Borders of the box, for each chosen dimension in ascending order, hi, then lo. The slab is the
+ * uncovered positives and the negatives inside the other chosen ranges. Candidates are the places within half
+ * / 128 of the border that stay in 0..255 and leave the seed inside, and the purity of each comes from the
+ * rows of the slab in the range that ends there. A border whose purity is the highest stays; otherwise it
+ * goes to the middle (rounded towards the old border) of the nearest run of neighbouring candidates of the
+ * highest purity, on ties the run that makes the box larger: midway between the last row inside and the next
+ * outside, where there are such rows nearby.
+ *  5. The box is kept if the share of the uncovered positives inside it is more than twice that of the
+ * negatives. The positives inside are covered, and the seed in any case. A branch that would stay without
+ * boxes keeps its first one.
+ *
+ * Model: one vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the
+ * mean positive (2 * S + n) / (2 * n): the largest squared distance is 2,080,800 < 2^21, so votes come first.
+ */
+#include "index.h"
+#include "model.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_LABELS 1000000
+#define MAX_RANDOMS 100000
+#define POSITIVE_LIMIT 2048
+#define NEGATIVE_LIMIT 4096
+#define PRIOR_ROWS 512
+#define PRIOR_NEIGHBOURS 4
+#define PRIOR_MINIMUM 8
+#define PRIOR_ALONE 16384
+#define PRIOR_STRENGTH 4
+#define WEIGHT_ONE 256
+#define SHARE_ONE INT64_C(65536)
+#define NEGATIVE_MASS 16
+#define DRAWN_DIMS 16
+#define MAX_BOX_DIMS 6
+#define MAX_BOXES 16
+#define MAX_SEEDS 32
+#define VOTE_SHIFT 21
+
+/* Rows of one kind with how often each counts. */
+typedef struct rows {
+    uint32_t count;
+    const uint8_t **codes;
+    uint32_t *weights;
+} rows;
+
+typedef struct neighbour {
+    uint32_t distance;
+    uint32_t row;
+} neighbour;
+
+typedef struct learner {
+    const uint8_t *positives, *negatives, *randoms;
+    size_t n_positives, n_negatives, n_randoms;
+    uint32_t negative_weight;
+    bw_random random;
+    int64_t prior[BW_DIMS];
+
+    /* the estimator at work */
+    uint8_t dims[BW_DIMS]; /* ascending */
+    uint32_t n_dims;
+    rows p, n;
+    int64_t p_total, n_total;
+    bool *covered;    /* of p */
+    neighbour *near;  /* of p */
+    uint32_t *inside; /* of n: scratch */
+    uint32_t *draws;  /* scratch for bootstraps */
+
+    /* the model so far */
+    uint32_t *first_box;
+    bw_ranges *boxes;
+    size_t box_capacity;
+} learner;
+
+/* A box at work: ranges in all dimensions, of which `chosen` (ascending) count. */
+typedef struct growing {
+    int32_t lo[BW_DIMS], hi[BW_DIMS];
+    int64_t half[BW_DIMS];
+    uint8_t chosen[MAX_BOX_DIMS];
+    uint32_t n_chosen;
+} growing;
+
+static uint32_t squared_distance(const uint8_t *a, const uint8_t *b) {
+    uint32_t sum = 0;
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        int32_t difference = (int32_t)a[d] - b[d];
+        sum += (uint32_t)(difference * difference);
+    }
+    return sum;
+}
+
+static int64_t integer_root(int64_t value) {
+    int64_t root = 0;
+    for (int64_t bit = INT64_C(1) << 31; bit > 0; bit >>= 1) {
+        int64_t trial = root | bit;
+        if (trial * trial <= value) {
+            root = trial;
+        }
+    }
+    return root;
+}
+
+static int64_t part(int64_t a, int64_t b) {
+    return a == 0 ? 0 : a * a / (a + NEGATIVE_MASS * b);
+}
+
+static int64_t purity(int64_t a, int64_t b) {
+    return part(a, b) + part(SHARE_ONE - a, SHARE_ONE - b);
+}
+
+static bool contains(const growing *box, const uint8_t *code, uint32_t but_dim) {
+    for (uint32_t i = 0; i < box->n_chosen; i++) {
+        uint32_t d = box->chosen[i];
+        if (d != but_dim && (code[d] < box->lo[d] || code[d] > box->hi[d])) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Shares of the uncovered positives and of the negatives inside a box. */
+static void shares(const learner *l, const growing *box, int64_t *a, int64_t *b) {
+    int64_t positives = 0, negatives = 0;
+    for (uint32_t i = 0; i < l->p.count; i++) {
+        positives += !l->covered[i] && contains(box, l->p.codes[i], BW_DIMS) ? l->p.weights[i] : 0;
+    }
+    for (uint32_t i = 0; i < l->n.count; i++) {
+        negatives += contains(box, l->n.codes[i], BW_DIMS) ? l->n.weights[i] : 0;
+    }
+    *a = positives * SHARE_ONE / l->p_total;
+    *b = negatives * SHARE_ONE / l->n_total;
+}
+
+/* ---- prior ---- */
+
+static const uint8_t *prior_row(const learner *l, size_t i, size_t n) {
+    if (l->n_randoms >= PRIOR_MINIMUM) {
+        return l->randoms + i * l->n_randoms / n * BW_DIMS;
+    }
+    size_t row = i * (l->n_negatives + l->n_randoms) / n;
+    return row < l->n_negatives ? l->negatives + row * BW_DIMS
+                                : l->randoms + (row - l->n_negatives) * BW_DIMS;
+}
+
+static void find_prior(learner *l) {
+    size_t n = l->n_randoms >= PRIOR_MINIMUM ? l->n_randoms : l->n_negatives + l->n_randoms;
+    n = n < PRIOR_ROWS ? n : PRIOR_ROWS;
+    uint32_t k = n - 1 < PRIOR_NEIGHBOURS ? (uint32_t)n - 1 : PRIOR_NEIGHBOURS;
+    int64_t sums[BW_DIMS] = {0};
+    for (size_t i = 0; i < n; i++) {
+        const uint8_t *code = prior_row(l, i, n);
+        neighbour near[PRIOR_NEIGHBOURS];
+        uint32_t found = 0;
+        for (size_t j = 0; j < n; j++) {
+            uint32_t distance = squared_distance(code, prior_row(l, j, n));
+            if (j == i || (found == k && (k == 0 || distance >= near[k - 1].distance))) {
+                continue;
+            }
+            uint32_t place = found < k ? found++ : k - 1;
+            for (; place > 0 && near[place - 1].distance > distance; place--) {
+                near[place] = near[place - 1];
+            }
+            near[place] = (neighbour){distance, (uint32_t)j};
+        }
+        for (uint32_t m = 0; m < k; m++) {
+            const uint8_t *other = prior_row(l, near[m].row, n);
+            for (uint32_t d = 0; d < BW_DIMS; d++) {
+                int64_t difference = (int64_t)code[d] - other[d];
+                sums[d] += difference * difference;
+            }
+        }
+    }
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        int64_t value = k == 0 ? PRIOR_ALONE : 128 * sums[d] / ((int64_t)n * k);
+        l->prior[d] = value > 256 ? value : 256;
+    }
+}
+
+/* ---- estimators ---- */
+
+/* Adds a list to `to`: whole, or drawn from. */
+static void take_rows(learner *l, const uint8_t *codes, size_t n, size_t limit, bool bootstrap,
+                      uint32_t weight, rows *to) {
+    size_t draws = n < limit ? n : limit;
+    if (n == 0) {
+        return;
+    }
+    if (!bootstrap && n <= limit) {
+        for (size_t i = 0; i < n; i++) {
+            to->codes[to->count] = codes + i * BW_DIMS;
+            to->weights[to->count++] = weight;
+        }
+        return;
+    }
+    memset(l->draws, 0, n * sizeof *l->draws);
+    for (size_t i = 0; i < draws; i++) {
+        l->draws[bw_random_below(&l->random, n)]++;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (l->draws[i] > 0) {
+            to->codes[to->count] = codes + i * BW_DIMS;
+            to->weights[to->count++] = weight * l->draws[i];
+        }
+    }
+}
+
+static int64_t total_weight(const rows *r) {
+    int64_t sum = 0;
+    for (uint32_t i = 0; i < r->count; i++) {
+        sum += r->weights[i];
+    }
+    return sum;
+}
+
+static void draw_estimator(learner *l, bool bootstrap) {
+    l->n_dims = BW_DIMS;
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        l->dims[d] = (uint8_t)d;
+    }
+    if (bootstrap) {
+        bool drawn[BW_DIMS] = {false};
+        for (uint32_t i = 0; i < DRAWN_DIMS; i++) {
+            uint32_t j = i + (uint32_t)bw_random_below(&l->random, BW_DIMS - i);
+            uint8_t d = l->dims[j];
+            l->dims[j] = l->dims[i];
+            l->dims[i] = d;
+            drawn[d] = true;
+        }
+        l->n_dims = 0;
+        for (uint32_t d = 0; d < BW_DIMS; d++) {
+            if (drawn[d]) {
+                l->dims[l->n_dims++] = (uint8_t)d;
+            }
+        }
+    }
+    l->p.count = 0;
+    l->n.count = 0;
+    take_rows(l, l->positives, l->n_positives, POSITIVE_LIMIT, bootstrap, 1, &l->p);
+    take_rows(l, l->negatives, l->n_negatives, NEGATIVE_LIMIT, bootstrap, l->negative_weight, &l->n);
+    take_rows(l, l->randoms, l->n_randoms, NEGATIVE_LIMIT, bootstrap, WEIGHT_ONE, &l->n);
+    l->p_total = total_weight(&l->p);
+    l->n_total = total_weight(&l->n);
+    memset(l->covered, 0, l->p.count * sizeof *l->covered);
+}
+
+/* ---- boxes ---- */
+
+/* Ranges of all dimensions around the first m rows of l->near. */
+static void set_ranges(const learner *l, uint32_t m, growing *box) {
+    int64_t n = 0, sums[BW_DIMS] = {0}, squares[BW_DIMS] = {0}, u = m;
+    for (uint32_t i = 0; i < m; i++) {
+        const uint8_t *code = l->p.codes[l->near[i].row];
+        int64_t weight = l->p.weights[l->near[i].row];
+        n += weight;
+        for (uint32_t d = 0; d < BW_DIMS; d++) {
+            sums[d] += weight * code[d];
+            squares[d] += weight * code[d] * code[d];
+        }
+    }
+    int64_t z = 154 + 154 / (4 + u);
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        /* n and u are at most 2048, so the scatter's largest part is below 256 * 2^22 * 2^16 * 2^11 = 2^57.
+         */
+        int64_t scatter = 256 * (n * squares[d] - sums[d] * sums[d]) * u / (n * n);
+        int64_t variance =
+            (PRIOR_STRENGTH * l->prior[d] + scatter) * (u + 1) / ((u + PRIOR_STRENGTH - 1) * u);
+        int64_t half = integer_root(variance * z * z / 4096);
+        int64_t center = (32 * sums[d] + n) / (2 * n);
+        half = half > 16 ? half : 16;
+        box->half[d] = half;
+        box->lo[d] = center > half ? (int32_t)((center - half + 15) / 16) : 0;
+        box->hi[d] = (center + half) / 16 < 255 ? (int32_t)((center + half) / 16) : 255;
+    }
+}
+
+/* Weight of the negatives in the range of each of the estimator's dimensions: all of them, or the n in
+ * l->inside. */
+static void weigh_ranges(const learner *l, const growing *box, bool all, uint32_t n,
+                         int64_t weights[BW_DIMS]) {
+    memset(weights, 0, BW_DIMS * sizeof *weights);
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t row = all ? i : l->inside[i];
+        const uint8_t *code = l->n.codes[row];
+        for (uint32_t j = 0; j < l->n_dims; j++) {
+            uint32_t d = l->dims[j];
+            weights[d] += code[d] >= box->lo[d] && code[d] <= box->hi[d] ? l->n.weights[row] : 0;
+        }
+    }
+}
+
+static void choose_dims(learner *l, growing *box) {
+    bool used[BW_DIMS] = {false};
+    int64_t alone[BW_DIMS], left[BW_DIMS];
+    uint32_t inside = l->n.count, limit = l->n_dims < MAX_BOX_DIMS ? l->n_dims : MAX_BOX_DIMS;
+    for (uint32_t i = 0; i < inside; i++) {
+        l->inside[i] = i;
+    }
+    weigh_ranges(l, box, true, l->n.count, alone);
+    for (uint32_t step = 0; step < limit; step++) {
+        uint32_t best = BW_DIMS, kept = 0;
+        if (step == 0) {
+            memcpy(left, alone, sizeof left);
+        } else {
+            weigh_ranges(l, box, false, inside, left);
+        }
+        for (uint32_t j = 0; j < l->n_dims; j++) {
+            uint32_t d = l->dims[j];
+            if (!used[d] && (best == BW_DIMS || left[d] < left[best] ||
+                             (left[d] == left[best] && alone[d] < alone[best]))) {
+                best = d;
+            }
+        }
+        used[best] = true;
+        for (uint32_t i = 0; i < inside; i++) {
+            uint8_t x = l->n.codes[l->inside[i]][best];
+            l->inside[kept] = l->inside[i];
+            kept += x >= box->lo[best] && x <= box->hi[best];
+        }
+        inside = kept;
+    }
+    box->n_chosen = 0;
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        if (used[d]) {
+            box->chosen[box->n_chosen++] = (uint8_t)d;
+        }
+    }
+}
+
+static int compare_neighbours(const void *a, const void *b) {
+    const neighbour *x = a, *y = b;
+    if (x->distance != y->distance) {
+        return x->distance < y->distance ? -1 : 1;
+    }
+    return (x->row > y->row) - (x->row < y->row);
+}
+
+/* Steps 2 and 3: the best box around the seed. */
+static void grow_box(learner *l, uint32_t seed, growing *best) {
+    uint32_t n = 0;
+    int64_t best_purity = -1;
+    for (uint32_t i = 0; i < l->p.count; i++) {
+        if (!l->covered[i]) {
+            l->near[n++] = (neighbour){squared_distance(l->p.codes[i], l->p.codes[seed]), i};
+        }
+    }
+    qsort(l->near, n, sizeof *l->near, compare_neighbours);
+    for (uint32_t m = n; m > 0; m /= 2) {
+        growing box;
+        int64_t a, b;
+        set_ranges(l, m, &box);
+        choose_dims(l, &box);
+        if (contains(&box, l->p.codes[seed], BW_DIMS)) {
+            shares(l, &box, &a, &b);
+            if (purity(a, b) > best_purity) {
+                best_purity = purity(a, b);
+                *best = box;
+            }
+        }
+    }
+}
+
+/* Step 4 for one border. `up` is 1 for hi and -1 for lo; places are counted outwards from the old border. */
+static void move_border(const learner *l, growing *box, uint32_t seed, uint32_t d, int32_t up) {
+    int64_t positives[256] = {0}, negatives[256] = {0}, gains[256];
+    int32_t band = (int32_t)(box->half[d] / 128), old = up > 0 ? box->hi[d] : box->lo[d];
+    int32_t x = l->p.codes[seed][d];
+    for (uint32_t i = 0; i < l->p.count; i++) {
+        if (!l->covered[i] && contains(box, l->p.codes[i], d)) {
+            positives[l->p.codes[i][d]] += l->p.weights[i];
+        }
+    }
+    for (uint32_t i = 0; i < l->n.count; i++) {
+        if (contains(box, l->n.codes[i], d)) {
+            negatives[l->n.codes[i][d]] += l->n.weights[i];
+        }
+    }
+    int32_t first = -band, last = band;
+    if (first < (x - old) * up) {
+        first = (x - old) * up;
+    }
+    int32_t room = up > 0 ? 255 - old : old;
+    last = last < room ? last : room;
+    int64_t a = 0, b = 0, best = -1;
+    int32_t start = up > 0 ? box->lo[d] : box->hi[d];
+    for (int32_t t = start; (t - old) * up <= last; t += up) {
+        a += positives[t];
+        b += negatives[t];
+        int32_t place = (t - old) * up;
+        if (place >= first) {
+            int64_t gain = purity(a * SHARE_ONE / l->p_total, b * SHARE_ONE / l->n_total);
+            gains[place - first] = gain;
+            best = gain > best ? gain : best;
+        }
+    }
+    if (gains[-first] == best) {
+        return;
+    }
+    int32_t chosen = 0, nearest = INT32_MAX;
+    for (int32_t place = first; place <= last; place++) {
+        int32_t end = place;
+        if (gains[place - first] != best) {
+            continue;
+        }
+        while (end < last && gains[end + 1 - first] == best) {
+            end++;
+        }
+        int32_t away = place > 0 ? place : -end;
+        if (away <= nearest) { /* runs come from the inside out */
+            nearest = away;
+            chosen = (place + end) / 2;
+        }
+        place = end;
+    }
+    *(up > 0 ? &box->hi[d] : &box->lo[d]) = old + chosen * up;
+}
+
+static int32_t keep_box(learner *l, uint32_t estimator, const growing *box, bw_error *error) {
+    uint32_t number = l->first_box[estimator + 1];
+    if (number == l->box_capacity) {
+        size_t capacity = l->box_capacity ? l->box_capacity * 2 : 64;
+        bw_ranges *boxes = bw_realloc_array(l->boxes, capacity, sizeof *boxes);
+        if (!boxes) {
+            return bw_fail_nomem(error, capacity * sizeof *boxes);
+        }
+        l->boxes = boxes;
+        l->box_capacity = capacity;
+    }
+    bw_ranges *ranges = &l->boxes[number];
+    *ranges = (bw_ranges){.count = box->n_chosen};
+    for (uint32_t i = 0; i < box->n_chosen; i++) {
+        uint32_t d = box->chosen[i];
+        ranges->dim[i] = (uint8_t)d;
+        ranges->lo[i] = (uint8_t)box->lo[d];
+        ranges->hi[i] = (uint8_t)box->hi[d];
+    }
+    l->first_box[estimator + 1]++;
+    return BW_OK;
+}
+
+static int32_t grow_branch(learner *l, uint32_t estimator, bw_error *error) {
+    growing first = {0};
+    int32_t status = BW_OK;
+    l->first_box[estimator + 1] = l->first_box[estimator];
+    for (uint32_t seeds = 0; seeds < MAX_SEEDS && !status; seeds++) {
+        uint32_t uncovered = 0, seed = 0;
+        for (uint32_t i = 0; i < l->p.count; i++) {
+            uncovered += !l->covered[i];
+        }
+        if (uncovered == 0 || l->first_box[estimator + 1] - l->first_box[estimator] == MAX_BOXES) {
+            break;
+        }
+        uint64_t skip = bw_random_below(&l->random, uncovered);
+        while (l->covered[seed] || skip > 0) {
+            skip -= !l->covered[seed];
+            seed++;
+        }
+        growing box;
+        int64_t a, b;
+        grow_box(l, seed, &box);
+        for (uint32_t i = 0; i < box.n_chosen; i++) {
+            move_border(l, &box, seed, box.chosen[i], 1);
+            move_border(l, &box, seed, box.chosen[i], -1);
+        }
+        shares(l, &box, &a, &b);
+        if (seeds == 0) {
+            first = box;
+        }
+        if (a > 2 * b) {
+            status = keep_box(l, estimator, &box, error);
+        }
+        for (uint32_t i = 0; i < l->p.count; i++) {
+            l->covered[i] = l->covered[i] || i == seed || contains(&box, l->p.codes[i], BW_DIMS);
+        }
+    }
+    if (!status && l->first_box[estimator + 1] == l->first_box[estimator]) {
+        status = keep_box(l, estimator, &first, error);
+    }
+    return status;
+}
+
+/* ---- the public functions ---- */
+
+static int32_t check_options(const bw_train_options *options, bw_error *error) {
+    if (!options) {
+        return bw_fail(error, BW_INVALID, "train: no options");
+    }
+    if (options->learner != BW_LEARNER_BRANCH && options->learner != BW_LEARNER_ENSEMBLE) {
+        return bw_fail(error, BW_INVALID, "train: unknown learner %d; it is %d (branch) or %d (ensemble)",
+                       options->learner, BW_LEARNER_BRANCH, BW_LEARNER_ENSEMBLE);
+    }
+    if (options->learner == BW_LEARNER_ENSEMBLE &&
+        (options->estimators < 1 || options->estimators > BW_MAX_ESTIMATORS)) {
+        return bw_fail(error, BW_INVALID, "train: estimators: %u is out of range 1..%d", options->estimators,
+                       BW_MAX_ESTIMATORS);
+    }
+    if (options->random_negatives > MAX_RANDOMS) {
+        return bw_fail(error, BW_INVALID, "train: random_negatives: %u is out of range 0..%d",
+                       options->random_negatives, MAX_RANDOMS);
+    }
+    if (!(options->negative_weight >= 0.01 && options->negative_weight <= 100)) {
+        return bw_fail(error, BW_INVALID, "train: negative_weight: %g is out of range 0.01..100",
+                       options->negative_weight);
+    }
+    return BW_OK;
+}
+
+static int32_t check_counts(size_t positives, size_t negatives, bw_error *error) {
+    _Static_assert(BW_MAX_ESTIMATORS * MAX_BOXES <= BW_MAX_BOXES,
+                   "every model that is learned is within the limits");
+    if (positives == 0) {
+        return bw_fail(error, BW_INVALID, "train: there are no positives; mark at least one image as right");
+    }
+    if (positives > MAX_LABELS || negatives > MAX_LABELS) {
+        return bw_fail(error, BW_INVALID, "train: %zu %s; at most %d are allowed",
+                       positives > MAX_LABELS ? positives : negatives,
+                       positives > MAX_LABELS ? "positives" : "negatives", MAX_LABELS);
+    }
+    return BW_OK;
+}
+
+static int32_t make_model(const learner *l, const bw_train_options *options, const char *quantizer,
+                          bw_model **model, bw_error *error) {
+    bool ensemble = options->learner == BW_LEARNER_ENSEMBLE;
+    uint32_t estimators = ensemble ? options->estimators : 1;
+    int64_t n = (int64_t)l->n_positives;
+    bw_score score = {.votes = INT64_C(1) << VOTE_SHIFT, .shift = VOTE_SHIFT};
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        int64_t sum = 0;
+        for (size_t i = 0; i < l->n_positives; i++) {
+            sum += l->positives[i * BW_DIMS + d];
+        }
+        int64_t mean = (2 * sum + n) / (2 * n);
+        score.linear[d] = 2 * mean;
+        score.square[d] = -1;
+        score.constant -= mean * mean;
+    }
+    /* The weight in hundredths is exact enough to read and the same whatever the locale. */
+    bw_text training = {0};
+    uint32_t hundredths = (uint32_t)(options->negative_weight * 100 + 0.5);
+    bw_text_append(&training,
+                   "{\"positives\":%zu,\"negatives\":%zu,\"random_negatives\":%zu,\"negative_weight\":%u.%"
+                   "02u,\"seed\":%llu}",
+                   l->n_positives, l->n_negatives, l->n_randoms, hundredths / 100, hundredths % 100,
+                   (unsigned long long)options->seed);
+    if (training.failed) {
+        bw_free(training.data);
+        return bw_fail_nomem(error, 256);
+    }
+    int32_t status = bw_model_new(ensemble ? "ensemble" : "branch", quantizer, estimators, l->first_box,
+                                  l->boxes, estimators / 2 + 1, &score, training.data, model, error);
+    bw_free(training.data);
+    return status;
+}
+
+static int32_t allocate(learner *l, uint32_t estimators, bw_error *error) {
+    size_t p = l->n_positives < POSITIVE_LIMIT ? l->n_positives : POSITIVE_LIMIT;
+    size_t n = (l->n_negatives < NEGATIVE_LIMIT ? l->n_negatives : NEGATIVE_LIMIT) +
+               (l->n_randoms < NEGATIVE_LIMIT ? l->n_randoms : NEGATIVE_LIMIT);
+    size_t longest = l->n_positives > l->n_negatives ? l->n_positives : l->n_negatives;
+    longest = longest > l->n_randoms ? longest : l->n_randoms;
+    l->p.codes = bw_alloc_array(p, sizeof *l->p.codes);
+    l->p.weights = bw_alloc_array(p, sizeof *l->p.weights);
+    l->covered = bw_alloc_array(p, sizeof *l->covered);
+    l->near = bw_alloc_array(p, sizeof *l->near);
+    l->n.codes = bw_alloc_array(n, sizeof *l->n.codes);
+    l->n.weights = bw_alloc_array(n, sizeof *l->n.weights);
+    l->inside = bw_alloc_array(n, sizeof *l->inside);
+    l->draws = bw_alloc_array(longest, sizeof *l->draws);
+    l->first_box = bw_alloc_zero((size_t)estimators + 1, sizeof *l->first_box);
+    if (!l->p.codes || !l->p.weights || !l->covered || !l->near || !l->n.codes || !l->n.weights ||
+        !l->inside || !l->draws || !l->first_box) {
+        return bw_fail_nomem(error, longest * sizeof *l->draws);
+    }
+    return BW_OK;
+}
+
+int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8_t *negatives,
+                       size_t n_negatives, const uint8_t *randoms, size_t n_randoms,
+                       const bw_train_options *options, const char *quantizer, bw_model **model,
+                       bw_train_stats *stats, bw_error *error) {
+    uint64_t start = bw_now();
+    int32_t status = check_options(options, error);
+    if (!status) {
+        status = check_counts(n_positives, n_negatives, error);
+    }
+    if (!status && n_randoms > MAX_RANDOMS) {
+        status = bw_fail(error, BW_INVALID, "train: %zu random negatives; at most %d are allowed", n_randoms,
+                         MAX_RANDOMS);
+    }
+    if (!status && n_negatives + n_randoms == 0) {
+        status = bw_fail(error, BW_INVALID,
+                         "train: there is nothing to tell the positives from: mark negatives, or set "
+                         "random_negatives to 1 or more in a collection that has other images");
+    }
+    if (status) {
+        return status;
+    }
+    bool ensemble = options->learner == BW_LEARNER_ENSEMBLE;
+    uint32_t estimators = ensemble ? options->estimators : 1;
+    learner l = {.positives = positives,
+                 .negatives = negatives,
+                 .randoms = randoms,
+                 .n_positives = n_positives,
+                 .n_negatives = n_negatives,
+                 .n_randoms = n_randoms,
+                 .negative_weight = (uint32_t)(options->negative_weight * WEIGHT_ONE + 0.5),
+                 .random = {options->seed}};
+    status = allocate(&l, estimators, error);
+    if (!status) {
+        find_prior(&l);
+    }
+    for (uint32_t e = 0; e < estimators && !status; e++) {
+        draw_estimator(&l, ensemble);
+        status = grow_branch(&l, e, error);
+    }
+    if (!status) {
+        status = make_model(&l, options, quantizer, model, error);
+    }
+    if (!status && stats) {
+        *stats =
+            (bw_train_stats){(uint32_t)n_positives,   (uint32_t)n_negatives, (uint32_t)n_randoms, estimators,
+                             l.first_box[estimators], bw_now() - start};
+    }
+    bw_free(l.p.codes);
+    bw_free(l.p.weights);
+    bw_free(l.covered);
+    bw_free(l.near);
+    bw_free(l.n.codes);
+    bw_free(l.n.weights);
+    bw_free(l.inside);
+    bw_free(l.draws);
+    bw_free(l.first_box);
+    bw_free(l.boxes);
+    return status;
+}
+
+static int compare_ids(const void *a, const void *b) {
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Sorts ids and drops repetitions; gives how many are left. */
+static size_t make_set(int64_t *ids, size_t n) {
+    size_t kept = 0;
+    qsort(ids, n, sizeof *ids, compare_ids);
+    for (size_t i = 0; i < n; i++) {
+        if (kept == 0 || ids[kept - 1] != ids[i]) {
+            ids[kept++] = ids[i];
+        }
+    }
+    return kept;
+}
+
+/* Everything that bw_train needs but the model: ids as sets and the codes of all, in one place to free. */
+typedef struct labels {
+    int64_t *ids; /* n_positives + n_negatives, then room for all of them and the random ones */
+    uint8_t *codes;
+    size_t positives, negatives, randoms;
+} labels;
+
+static int32_t collect(const bw_index *index, const int64_t *positives, size_t n_positives,
+                       const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
+                       labels *s, bw_error *error) {
+    size_t given = n_positives + n_negatives, wanted = options->random_negatives;
+    s->ids = bw_alloc_array(2 * given + wanted, sizeof *s->ids);
+    s->codes = bw_alloc_array(given + wanted, BW_DIMS);
+    if (!s->ids || !s->codes) {
+        return bw_fail_nomem(error, (given + wanted) * BW_DIMS);
+    }
+    memcpy(s->ids, positives, n_positives * sizeof *s->ids);
+    s->positives = make_set(s->ids, n_positives);
+    int64_t *ids_negative = s->ids + s->positives;
+    if (n_negatives > 0) {
+        memcpy(ids_negative, negatives, n_negatives * sizeof *s->ids);
+        s->negatives = make_set(ids_negative, n_negatives);
+    }
+    given = s->positives + s->negatives;
+    int64_t *all = s->ids + given, *drawn = all + given;
+    memcpy(all, s->ids, given * sizeof *all);
+    qsort(all, given, sizeof *all, compare_ids);
+    for (size_t i = 1; i < given; i++) {
+        if (all[i] == all[i - 1]) {
+            return bw_fail(error, BW_INVALID,
+                           "train: id %lld is both a positive and a negative; take it out of one of them",
+                           (long long)all[i]);
+        }
+    }
+    int32_t status = bw_index_codes(index, s->ids, given, s->codes, NULL, error);
+    if (!status && wanted > 0) {
+        status = bw_index_draw(index, options->seed, wanted, all, given, drawn, &s->randoms, error);
+    }
+    if (!status && s->randoms > 0) {
+        status = bw_index_codes(index, drawn, s->randoms, s->codes + given * BW_DIMS, NULL, error);
+    }
+    return status;
+}
+
+int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives,
+                 const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
+                 bw_model **model, bw_train_stats *stats, bw_error *error) {
+    uint64_t start = bw_now();
+    labels s = {0};
+    int32_t status = check_options(options, error);
+    if (!status) {
+        status = check_counts(n_positives, n_negatives, error);
+    }
+    if (!status) {
+        status = collect(index, positives, n_positives, negatives, n_negatives, options, &s, error);
+    }
+    if (!status) {
+        const uint8_t *code = s.codes;
+        status = bw_train_codes(code, s.positives, code + s.positives * BW_DIMS, s.negatives,
+                                code + (s.positives + s.negatives) * BW_DIMS, s.randoms, options,
+                                index->info.fingerprints.quantizer, model, stats, error);
+    }
+    if (!status && stats) {
+        stats->nanoseconds = bw_now() - start;
+    }
+    bw_free(s.ids);
+    bw_free(s.codes);
+    return status;
+}

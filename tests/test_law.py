@@ -21,7 +21,8 @@ FLOORS = [
     {"model"},
     {"connection"},
     {"collection"},
-    {"report", "demo"},
+    {"report"},
+    {"demo"},
     {"cli"},
     {"__main__"},
 ]

@@ -25,7 +25,8 @@ def test_sample_is_deterministic_and_distinct(drawn: scenes.Scenes) -> None:
     assert np.array_equal(drawn, scenes.sample(3000, 5))
     assert not np.array_equal(drawn, scenes.sample(3000, 6))
     assert len(np.unique(drawn, axis=0)) == 3000
-    assert drawn.dtype == np.int8 and drawn.shape == (3000, scenes.WIDTH)
+    assert drawn.dtype == np.int8
+    assert drawn.shape == (3000, scenes.WIDTH)
 
 
 def test_held_out_pairs_are_kept_apart() -> None:
@@ -50,7 +51,7 @@ def test_edits_change_something_and_stay_valid(drawn: scenes.Scenes) -> None:
     assert np.any(twins != base, axis=1).all()
     assert not scenes.holds_out(twins).any()
     # A twin is a scene like any other: its full caption reads back to it.
-    texts, queries = scenes.captions(twins, 0)
+    _, queries = scenes.captions(twins, 0)
     assert scenes.matches(twins, queries).diagonal().all()
     two = twins[:, 6] != NONE
     assert set(map(tuple, twins[two][:, [5, 10]])) == {(0, 1), (2, 3)}
@@ -81,9 +82,7 @@ def test_full_captions_are_true_of_their_scene_alone(drawn: scenes.Scenes) -> No
         ("a picture of a cross at the top", {"shape": "cross", "place": "top"}),
     ],
 )
-def test_truth_by_the_table(
-    drawn: scenes.Scenes, text: str, attributes: dict[str, str]
-) -> None:
+def test_truth_by_the_table(drawn: scenes.Scenes, text: str, attributes: dict[str, str]) -> None:
     """`matches` against a second reading of the scenes: the rows of the truth table."""
     rows = scenes.table(drawn).to_pylist()
     expected = [
@@ -115,8 +114,10 @@ def test_truth_of_backgrounds_relations_and_counts(drawn: scenes.Scenes) -> None
         lambda r: (r["shape"], r["shape2"], r["place"]) == ("ring", "star", "top"),
     )
     expect("a star and a ring", lambda r: {r["shape"], r["shape2"]} == {"star", "ring"})
-    expect("red object left of a circle",
-           lambda r: r["colour"] == "red" and r["place"] == "left" and r["shape2"] == "circle")  # fmt: skip
+    expect(
+        "red object left of a circle",
+        lambda r: (r["colour"], r["place"], r["shape2"]) == ("red", "left", "circle"),
+    )
 
 
 @pytest.mark.parametrize(
@@ -137,18 +138,22 @@ def test_parse_refuses(text: str, message: str) -> None:
 def test_pictures_show_their_colours(drawn: scenes.Scenes) -> None:
     some = drawn[:200]
     pictures = scenes.render(some, 1)
-    assert pictures.shape == (200, 64, 64, 3) and pictures.dtype == np.uint8
+    assert pictures.shape == (200, 64, 64, 3)
+    assert pictures.dtype == np.uint8
     assert np.array_equal(pictures, scenes.render(some, 1))
     corners = pictures[:, ::63, ::63].reshape(200, -1, 3).mean((1, 2))
     for background, low, high in ((0, 200, 256), (1, 0, 60), (2, 95, 160)):
         levels = corners[some[:, 0] == background]
-        assert len(levels) and (levels > low).all() and (levels < high).all()
+        assert len(levels)
+        assert (levels > low).all()
+        assert (levels < high).all()
     solid_red = scenes.matches(some, scenes.parse("a solid red circle")) | scenes.matches(
         some, scenes.parse("a solid red square")
     )
     pixels = pictures[solid_red].astype(int)
     reddest = (pixels[..., 0] - pixels[..., 1:].max(-1)).max((1, 2))
-    assert len(reddest) and (reddest > 100).all()
+    assert len(reddest)
+    assert (reddest > 100).all()
 
 
 def test_every_shape_is_drawn_inside_the_picture() -> None:
@@ -160,7 +165,7 @@ def test_every_shape_is_drawn_inside_the_picture() -> None:
         picture = scenes.render(np.repeat(row, 20, 0), 2).astype(int)
         mask = picture.min(-1) < 120
         area = mask.sum((1, 2))
-        assert (area > 80).all() and (area < 1000).all(), scenes.SHAPES[shape]
+        assert ((area > 80) & (area < 1000)).all(), scenes.SHAPES[shape]
         masks.append(mask.mean(0))
     for i in range(8):
         for j in range(i):
@@ -187,7 +192,8 @@ def test_write_makes_files_and_their_truth(tmp_path: Path) -> None:
     assert {Path(row["file"]).suffix for row in truth} == {".png", ".jpg"}
     for i in (0, 2, 299):
         with Image.open(folder / truth[i]["file"]) as image:
-            assert image.size == (64, 64) and image.mode == "RGB"
+            assert image.size == (64, 64)
+            assert image.mode == "RGB"
         assert scenes.matches(some, truth[i]["caption"]).nonzero()[0].tolist() == [i]
     scenes.write(tmp_path / "again", 300, 9)
     for file in (truth[0]["file"], truth[2]["file"]):

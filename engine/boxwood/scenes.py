@@ -81,9 +81,11 @@ _SINGLE = ("single", "lone")
 # The relation words, as (the first object's place, the second object's place).
 _RELATIONS = {"left of": (0, 1), "right of": (1, 0), "above": (2, 3), "below": (3, 2)}
 _FILLERS = frozenset(
-    "a an the of in on at to with against over picture drawing image there is background backdrop "
-    "shape object something".split()
-)
+    (
+        "a", "an", "the", "of", "in", "on", "at", "to", "with", "against", "over", "there", "is",
+        "picture", "drawing", "image", "background", "backdrop", "shape", "object", "something",
+    )
+)  # fmt: skip
 
 
 def _rng(seed: int | np.random.Generator) -> np.random.Generator:
@@ -106,7 +108,8 @@ def holds_out(scenes: Scenes) -> NDArray[np.bool_]:
 
 def _twins(scenes: Scenes) -> NDArray[np.bool_]:
     """True where the two objects of a scene have the same shape and colour."""
-    return np.all(scenes[:, 1:3] == scenes[:, 6:8], axis=1)
+    same: NDArray[np.bool_] = np.all(scenes[:, 1:3] == scenes[:, 6:8], axis=1)
+    return same
 
 
 def sample(
@@ -195,9 +198,7 @@ _REACH = 18
 _GRID = np.arange(-_REACH, _REACH + 1)
 
 
-def _distance(
-    shape: int, x: NDArray[np.float32], y: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def _distance(shape: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> NDArray[np.float32]:
     """Signed distance (about: exact near the edge) to a shape of radius 1; negative inside."""
     ax, ay = np.abs(x), np.abs(y)
     name = SHAPES[shape]
@@ -239,7 +240,7 @@ def render(scenes: Scenes, seed: int | np.random.Generator) -> NDArray[np.uint8]
     offsets = np.array([(-16, 0), (16, 0), (0, -16), (0, 16), (0, 0)], np.float32)
     for part in (_FIRST, _SECOND):
         objects = scenes[:, part]
-        # Fixed-size draws for every row, so that a picture does not depend on its neighbours' kinds.
+        # Draws for every row, needed or not: a picture does not depend on what its neighbours show.
         jitter = rng.uniform(-1, 1, (n, 2)).astype(np.float32)
         spread = rng.random(n, np.float32)
         tilt = rng.uniform(-0.2, 0.2, n).astype(np.float32)
@@ -554,7 +555,9 @@ def write(
     files = [f"scene_{i:06d}.{'jpg' if i % 3 == 2 else 'png'}" for i in range(n)]
     for start, stop in _batches(n, 256):
         for file, pixels in zip(files[start:stop], render(scenes[start:stop], rng), strict=True):
-            options = {"quality": 92} if file.endswith("jpg") else {"compress_level": 1}
+            options: dict[str, Any] = (
+                {"quality": 92} if file.endswith("jpg") else {"compress_level": 1}
+            )
             Image.fromarray(pixels).save(folder / file, **options)
         if progress is not None:
             progress(stop, n)

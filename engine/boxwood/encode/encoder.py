@@ -37,7 +37,7 @@ class Encoder:
     Embedding is deterministic on one machine; threads are torch's own affair.
     """
 
-    def __init__(self, name: str, model: torch.nn.Module, preprocess: Any, tokenizer: Any) -> None:
+    def __init__(self, name: str, model: Any, preprocess: Any, tokenizer: Any) -> None:
         import torch
 
         self.name = name
@@ -100,9 +100,9 @@ class Encoder:
             )
             tokenizer = library.get_tokenizer(model_name)
         except ImportError as error:  # some models build on further packages
-            raise MissingDependency(f"the encoder {name!r} needs another package: {error}") from error
+            raise MissingDependency(f"encoder {name!r} needs another package: {error}") from error
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". ")
             if is_file:
                 raise Error(f"{pretrained} is no checkpoint of {model_name}: {reason}") from error
             raise Error(
@@ -123,7 +123,7 @@ class Encoder:
                 [self._preprocess(im.convert("RGB")) for im in images[start : start + _IMAGE_BATCH]]
             )
             with torch.inference_mode():
-                out.append(self._model.encode_image(pixels.to(self._device)))  # type: ignore[operator]
+                out.append(self._model.encode_image(pixels.to(self._device)))
         return _normalised(out)
 
     def texts(self, texts: Sequence[str]) -> Floats:
@@ -144,17 +144,16 @@ class Encoder:
         for start in range(0, len(texts), _TEXT_BATCH):
             tokens = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
             with torch.inference_mode():
-                out.append(self._model.encode_text(tokens.to(self._device)))  # type: ignore[operator]
+                out.append(self._model.encode_text(tokens.to(self._device)))
         return _normalised(out)
 
     def default_head(self) -> Head | None:
-        """The head that comes with the encoder: trained on pairs, for the packaged encoder only."""
+        """The head that comes with the encoder; only the packaged one brings its own."""
         if self.name != TINY:
             return None
         from boxwood.encode import tiny_model
 
-        path = tiny_model.FOLDER / "head.npz"
-        return Head.from_bytes(path.read_bytes()) if path.is_file() else None
+        return Head.from_bytes((tiny_model.FOLDER / tiny_model.HEAD).read_bytes())
 
 
 def default_head(
@@ -179,7 +178,7 @@ def _normalised(batches: list[torch.Tensor]) -> Floats:
     return unit
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def _fingerprint(model: Any) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         flat = value.detach().reshape(-1)

@@ -243,7 +243,7 @@ class Head:
                 version = int(archive["version"])
                 if version != _VERSION:
                     raise ValueError(f"version {version}, but this Boxwood reads {_VERSION}")
-                layers = []
+                layers: list[tuple[Floats, Floats]] = []
                 while f"matrix{len(layers)}" in names:
                     number = len(layers)
                     layers.append((archive[f"matrix{number}"], archive[f"bias{number}"]))
@@ -272,9 +272,7 @@ def _frozen(values: Any, ndim: int, what: str) -> Floats:
     return array
 
 
-def _moments(
-    embeddings: ArrayLike, what: str, width: int | None = None
-) -> tuple[Matrix, Matrix]:
+def _moments(embeddings: ArrayLike, what: str, width: int | None = None) -> tuple[Matrix, Matrix]:
     """Mean and covariance of normalised embeddings, in float64 and in blocks."""
     rows = check_embeddings(embeddings, width, what)
     if len(rows) == 0:

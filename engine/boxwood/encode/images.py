@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .webp .bmp .tif .tiff .avif .jp2 .ppm .pgm .pbm .tga".split()
-)
+    (
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".avif",
+        ".jp2", ".ppm", ".pgm", ".pbm", ".tga",
+    )
+)  # fmt: skip
 MAX_PIXELS = 500_000_000
 """Images of more pixels are refused: decoding them could take all memory."""
 
@@ -64,7 +67,8 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
 
     Any mode that Pillow reads will do: grey, palette, CMYK and 16-bit images are converted,
     transparent ones laid on white, of animated ones the first frame is taken, and the camera's
-    orientation is applied. Raises ImageError for what cannot be decoded in full.
+    orientation is applied. Large images come reduced; ``info["file_size"]`` has the width and height
+    of what the file holds. Raises ImageError for what cannot be decoded in full.
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -91,7 +95,10 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
             factor = min(picture.size) // SIDE
             if factor > 1:
                 picture = picture.reduce(factor)
-            return _upright(Image, image, picture)
+            picture = _upright(Image, image, picture)
+            turned = (picture.width > picture.height) != (width > height)
+            picture.info["file_size"] = (height, width) if turned else (width, height)
+            return picture
     except UnidentifiedImageError as error:
         raise ImageError(path, "not an image, or of a kind that Pillow cannot read") from error
     except FileNotFoundError as error:

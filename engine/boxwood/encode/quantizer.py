@@ -75,7 +75,8 @@ class Quantizer:
         if array.dtype != np.uint8:
             raise InputError(f"codes must be uint8, not {array.dtype}")
         levels = self.offset + self.scale * np.arange(256, dtype=np.float64)
-        return levels.astype(np.float32)[array]
+        values: NDArray[np.float32] = levels.astype(np.float32)[array]
+        return values
 
     @property
     def fingerprint(self) -> str:

@@ -20,6 +20,9 @@ from boxwood.errors import InputError
 
 NAME = "tiny-scenes"
 FOLDER = Path(__file__).parent / "tiny"
+HEAD = "head.npz"
+"""The head's file, beside ``weights.npz`` and ``config.json``."""
+
 CONTEXT = 24
 """Tokens a text may have; the longest caption has 22."""
 
@@ -43,19 +46,15 @@ def tokenizer() -> Any:
 
 def used_tokens() -> torch.Tensor:
     """The token numbers that texts of the scene world can have, ascending, padding included."""
-    tokens: torch.Tensor = tokenizer()(list(scenes.WORDS))
-    return tokens.unique()
+    return torch.from_numpy(np.unique(tokenizer()(list(scenes.WORDS)).numpy()))
 
 
-def build(vocabulary: int | None = None) -> torch.nn.Module:
-    """An untrained model; `vocabulary` shrinks its token table for training."""
+def build(vocabulary: int | None = None) -> Any:
+    """An untrained ``open_clip.CLIP``; `vocabulary` shrinks its token table for training."""
     text = dict(CONFIG["text_cfg"])
     if vocabulary is not None:
         text["vocab_size"] = vocabulary
-    model: torch.nn.Module = _open_clip.load().CLIP(
-        CONFIG["embed_dim"], dict(CONFIG["vision_cfg"]), text
-    )
-    return model
+    return _open_clip.load().CLIP(CONFIG["embed_dim"], dict(CONFIG["vision_cfg"]), text)
 
 
 def save(model: torch.nn.Module, tokens: torch.Tensor, folder: Path, note: dict[str, Any]) -> None:
@@ -71,7 +70,7 @@ def save(model: torch.nn.Module, tokens: torch.Tensor, folder: Path, note: dict[
     (folder / "config.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
-def load(folder: Path = FOLDER) -> torch.nn.Module:
+def load(folder: Path = FOLDER) -> Any:
     """The trained model in eval mode, float32, with the full token table."""
     path = folder / "weights.npz"
     if not path.is_file():

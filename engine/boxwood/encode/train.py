@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 
 from boxwood.encode.head import DIMS, Head, check_embeddings
@@ -55,8 +55,9 @@ def train_pairs(
     KoLeo regulariser (Sablayrolles et al. 2019), which spreads the vectors and so makes better use
     of 8 bits. Training starts from `Head.shared` and keeps the state with the lowest contrastive
     loss on a held-out tenth of the groups; it stops once that has not improved for 8 epochs. It
-    runs on one CPU thread: a head is too small to gain from more. Ten thousand pairs take seconds. `progress` is called with (epoch, epochs,
-    held-out loss) after each epoch. The same arguments give the same head on one machine.
+    runs on one CPU thread, since a head is too small to gain from more: ten thousand pairs take
+    seconds. `progress` is called with (epoch, epochs, held-out loss) after each epoch. The same
+    arguments give the same head on one machine.
     """
     images = check_embeddings(images, what="image embedding")
     texts = check_embeddings(texts, images.shape[1], "text embedding")
@@ -118,7 +119,7 @@ def train_pairs(
             done += 1
             loss, spread, spread_texts = contrast(rows)
             optimiser.zero_grad()
-            (loss + koleo * (spread + spread_texts) / 2).backward()
+            torch.autograd.backward(loss + koleo * (spread + spread_texts) / 2)
             optimiser.step()
             with torch.no_grad():
                 scale.clamp_(0.0, math.log(100.0))

@@ -2,8 +2,9 @@
 
 usage: add_footer.py LIBRARY EXTENSION PLATFORM API_VERSION EXTENSION_VERSION
 
-534 bytes: the head of a WebAssembly custom section named duckdb_signature (22 bytes, so that one layout serves every
-platform), eight text fields of 32 bytes in reverse order, and 256 bytes for a signature, here zeros: unsigned.
+534 bytes: the head of a WebAssembly custom section named duckdb_signature (22 bytes, so that one
+layout serves every platform), eight text fields of 32 bytes in reverse order, and 256 bytes for a
+signature, here zeros: unsigned.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 usage: check_slots.py HEADER_FOLDER
 
-HEADER_FOLDER holds duckdb.h and duckdb_extension.h (src/include in DuckDB's sources). Of every function in
-duckdb_slots.h the slot's number, name and signature are compared, of every constant its value, of every structure and
-callback its members. Prints what was compared; exits with 1 and the differences when there are any.
+HEADER_FOLDER holds duckdb.h and duckdb_extension.h (src/include in DuckDB's sources). Of every
+function in duckdb_slots.h the slot's number, name and signature are compared, of every constant its
+value, of every structure and callback its members. Prints what was compared; exits with 1 and the
+differences when there are any.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def compare(folder: Path) -> tuple[list[str], list[str]]:
 
     limit = re.search(r"#define DUCKDB_SLOTS (\d+)", ours)
     used = re.findall(
-        r"#define\s+(duckdb_\w+)\s+SLOT\(\s*(\d+)\s*,\s*([^,(]+),\s*\(([^()]*)\)\s*\)", without_comments(ours)
+        r"#define\s+(duckdb_\w+)\s+SLOT\(\s*(\d+)\s*,\s*([^,(]+),\s*\(([^()]*)\)\s*\)",
+        without_comments(ours),
     )
     if limit is None or not used:
         raise SystemExit("check_slots.py: no slots found in duckdb_slots.h")

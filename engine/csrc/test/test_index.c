@@ -587,7 +587,7 @@ static void test_reading(void) {
 /* Many segments, many of them tiny. */
 static void test_many(void) {
     const char *names[300];
-    char texts[300][16];
+    char texts[300][32];
     test_make_folder(folder);
     int64_t ids[20];
     uint8_t codes[20 * BW_DIMS] = {0};

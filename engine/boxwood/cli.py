@@ -1,0 +1,736 @@
+"""The ``boxwood`` command.
+
+Exit codes: 0 done, 1 an error that a message on standard error explains, 2 wrong usage, 130
+interrupted. Results go to standard output, everything else to standard error. Nothing heavy is
+imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from boxwood.collection import Collection
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+LEARNERS = ("branch", "ensemble", "tree", "forest")
+
+_EXAMPLES = {
+    "": """\
+  boxwood demo
+  boxwood create photos.duckdb photos --images ~/Pictures --encoder ViT-B-32/laion2b_s34b_b79k
+  boxwood search photos.duckdb photos "a leopard" --sheet leopards.png
+  boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8 --save-model leopard.json
+  boxwood export photos.duckdb photos --model leopard.json --out leopards.parquet
+""",
+    "demo": """\
+  boxwood demo
+  boxwood demo --folder /tmp/boxwood-demo --images 1000 --open
+  boxwood demo --query "a pink heart" --query "a dotted ring on a gray background"
+""",
+    "create": """\
+  boxwood create photos.duckdb photos --images ~/Pictures --encoder ViT-B-32/laion2b_s34b_b79k
+  boxwood create photos.duckdb photos --npy embeddings.npy --ids ids.npy
+  boxwood create photos.duckdb photos --parquet embeddings.parquet --id id --embedding emb
+  boxwood create photos.duckdb photos --table pictures --id id --embedding emb
+  boxwood create photos.duckdb photos --encoder ViT-B-32/laion2b_s34b_b79k
+""",
+    "add": """\
+  boxwood add photos.duckdb photos ~/Pictures/2025
+  boxwood add photos.duckdb photos one.jpg another.png --batch 64
+  boxwood add photos.duckdb photos --npy embeddings.npy --ids ids.npy
+""",
+    "search": """\
+  boxwood search photos.duckdb photos "a red circle" -k 60
+  boxwood search photos.duckdb photos "a red circle" --sheet found.png
+  boxwood search photos.duckdb photos --image example.jpg --json
+  boxwood search photos.duckdb photos --like 17 --csv
+""",
+    "refine": """\
+  boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8
+  boxwood refine photos.duckdb photos --positives 17,42 --learner branch --limit 20 --sql
+  boxwood refine photos.duckdb photos --positives @right.txt --negatives @wrong.txt --json
+  boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8 --save-model m.json
+""",
+    "info": """\
+  boxwood info photos.duckdb
+  boxwood info photos.duckdb photos --json
+  boxwood info photos.duckdb photos --shell
+""",
+    "export": """\
+  boxwood export photos.duckdb photos --model m.json --out found.parquet
+  boxwood export photos.duckdb photos --model m.json --out found.csv
+""",
+    "repair": """\
+  boxwood repair photos.duckdb
+  boxwood repair photos.duckdb photos --check
+""",
+}
+
+
+class CommandError(Exception):
+    """A message for the person at the terminal; ends the command with exit code 1."""
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        # The name of the command alone: `boxwood search: error:` would hide where to look.
+        self.print_usage(sys.stderr)
+        self.exit(USAGE, f"boxwood: error: {message} (see {self.prog} --help)\n")
+
+
+def _ids(text: str) -> list[int]:
+    """Ids as ``17,42,99``, or ``@file`` with ids separated by commas, spaces or lines."""
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise argparse.ArgumentTypeError(f"cannot read ids from {text[1:]}: {error}") from error
+    ids = []
+    for word in text.replace(",", " ").split():
+        try:
+            ids.append(int(word))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{word!r} is not an id; write whole numbers as in 17,42,99"
+            ) from None
+    return ids
+
+
+def _positive(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _count(text: str) -> int:
+    return 0 if text.strip() == "0" else _positive(text)
+
+
+# fmt: off
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="boxwood",
+        description="Search images by words, refine by labels, get everything back as a relation.",
+        epilog="examples:\n" + _EXAMPLES[""],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, about: str = ""
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}. {about}".strip(),
+            epilog="examples:\n" + _EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run, parser=sub)
+        return sub
+
+    def place(sub: argparse.ArgumentParser, *, optional: bool = False) -> None:
+        sub.add_argument("database", type=Path, metavar="DATABASE", help="the DuckDB file")
+        sub.add_argument(
+            "name", metavar="COLLECTION", nargs="?" if optional else None,
+            help="the collection's name" + ("; all of them where none is given" * optional),
+        )
+
+    def progress(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--progress", action=argparse.BooleanOptionalAction, default=None,
+            help="show a progress bar on standard error (default: when that is a terminal)",
+        )
+
+    def output(sub: argparse.ArgumentParser, *, with_csv: bool = True) -> None:
+        group = sub.add_mutually_exclusive_group()
+        group.add_argument("--json", action="store_true", help="print JSON instead of a table")
+        if with_csv:
+            group.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+
+    def embeddings(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--ids", type=Path, metavar="FILE",
+                         help="with --npy: a .npy file of the ids (default: 0, 1, 2, ...)")
+        sub.add_argument("--id", metavar="COLUMN",
+                         help="with --parquet or --table: the column of ids (default: id)")
+        sub.add_argument("--embedding", metavar="COLUMN",
+                         help="with --parquet or --table: the column of embeddings "
+                         "(default: embedding)")
+
+    sub = command("demo", _demo, "see the whole way on generated pictures",
+                  "Works offline and takes a minute or two.")
+    sub.add_argument("--folder", type=Path, default=Path("boxwood-demo"),
+                     help="where to put pictures, database and report (default: %(default)s)")
+    sub.add_argument("--images", type=_positive, default=4000, metavar="N",
+                     help="how many pictures (default: %(default)s)")
+    sub.add_argument("--rounds", type=_positive, default=4, metavar="N",
+                     help="rounds of labels and refinement (default: %(default)s)")
+    sub.add_argument("--query", action="append", metavar="WORDS",
+                     help="what to search for, in the words of the scenes; may be repeated")
+    sub.add_argument("--seed", type=_count, default=0, help="other pictures (default: 0)")
+    sub.add_argument("--open", action="store_true", help="open the report in a browser")
+    progress(sub)
+
+    sub = command(
+        "create", _create, "make a collection of images or of embeddings",
+        "Without a source it is empty, and `boxwood add` fills it.",
+    )
+    place(sub)
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--images", nargs="+", metavar="PATH",
+                        help="image files and folders; needs an encoder")
+    source.add_argument("--npy", type=Path, metavar="FILE",
+                        help="a .npy file of embeddings, one a row")
+    source.add_argument("--parquet", type=Path, metavar="FILE",
+                        help="a Parquet file with ids and embeddings")
+    source.add_argument("--table", metavar="TABLE",
+                        help="a table of this database with ids and embeddings")
+    embeddings(sub)
+    sub.add_argument("--encoder", metavar="MODEL/TAG",
+                     help="an open_clip model and its pretrained tag "
+                     "(default for --images: the packaged tiny-scenes)")
+    sub.add_argument("--texts", type=Path, metavar="FILE",
+                     help="phrases, one a line, to fit the head with "
+                     "(default: the packaged vocabulary)")
+    sub.add_argument("--batch", type=_positive, default=256, metavar="N",
+                     help="images encoded at a time (default: %(default)s)")
+    progress(sub)
+
+    sub = command("add", _add, "add images or embeddings to a collection",
+                  "Files that are in it already are skipped, so an interrupted add goes on when it "
+                  "is called again.")
+    place(sub)
+    sub.add_argument("paths", nargs="*", metavar="PATH", help="image files and folders")
+    sub.add_argument("--npy", type=Path, metavar="FILE", help="a .npy file of embeddings instead")
+    sub.add_argument("--ids", type=Path, metavar="FILE",
+                     help="with --npy: a .npy file of the ids")
+    sub.add_argument("--batch", type=_positive, default=256, metavar="N",
+                     help="images encoded at a time (default: %(default)s)")
+    progress(sub)
+
+    sub = command("search", _search, "find the images nearest to words, to a picture, or to one of "
+                  "the collection")
+    place(sub)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("text", nargs="?", metavar="WORDS", help="what to look for")
+    what.add_argument("--image", type=Path, metavar="FILE", help="look for images like this file")
+    what.add_argument("--like", type=_count, metavar="ID",
+                      help="look for images like this one of the collection")
+    sub.add_argument("-k", type=_positive, default=60, metavar="N",
+                     help="how many (default: %(default)s)")
+    sub.add_argument("--sheet", type=Path, metavar="FILE",
+                     help="draw the images found on a contact sheet (.png or .jpg)")
+    output(sub)
+
+    sub = command("refine", _refine, "get every image that labels describe",
+                  "Train on labelled ids, run on the whole collection, rank.")
+    place(sub)
+    sub.add_argument("--positives", type=_ids, required=True, metavar="IDS",
+                     help="ids of right images, as in 17,42, or @file")
+    sub.add_argument("--negatives", type=_ids, default=[], metavar="IDS",
+                     help="ids of wrong images, as in 5,8, or @file")
+    sub.add_argument("--learner", choices=LEARNERS, default="ensemble",
+                     help="default: %(default)s; tree and forest need scikit-learn")
+    sub.add_argument("--estimators", type=_positive, metavar="N",
+                     help="members of an ensemble or a forest (default: 25)")
+    sub.add_argument("--random-negatives", type=_count, metavar="N",
+                     help="further negatives drawn from the collection (default: 500)")
+    sub.add_argument("--negative-weight", type=float, metavar="W",
+                     help="weight of your negatives against random ones (default: 1)")
+    sub.add_argument("--seed", type=_count, default=0, help="of all random draws (default: 0)")
+    sub.add_argument("--limit", type=_count, default=50, metavar="N",
+                     help="rows to show, best first; 0: all (default: %(default)s)")
+    sub.add_argument("--sheet", type=Path, metavar="FILE",
+                     help="draw the rows shown on a contact sheet (.png or .jpg)")
+    sub.add_argument("--save-model", type=Path, metavar="FILE",
+                     help="write the model as JSON, for `boxwood export`")
+    sub.add_argument("--sql", action="store_true",
+                     help="also print the query that does the same in SQL")
+    output(sub)
+
+    sub = command("info", _info, "show the collections of a database, or one of them")
+    place(sub, optional=True)
+    sub.add_argument("--shell", action="store_true",
+                     help="print what to type to use the collection in DuckDB's own shell")
+    output(sub, with_csv=False)
+
+    sub = command("export", _export, "write every image that a model finds to a file",
+                  "The rows carry id, votes, score and the metadata, best first.")
+    place(sub)
+    sub.add_argument("--model", type=Path, required=True, metavar="FILE",
+                     help="a model, from `boxwood refine --save-model`")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE",
+                     help="the file to write: .parquet, .csv or .json")
+
+    sub = command("repair", _repair, "rebuild the index from the database",
+                  "The database is the truth; the index beside it can always be made again.")
+    place(sub, optional=True)
+    sub.add_argument("--check", action="store_true",
+                     help="only look, in depth; exit code 1 when a repair is needed")
+    progress(sub)
+    return parser
+# fmt: on
+
+
+# --- databases and collections ------------------------------------------------------------------
+
+
+@contextmanager
+def _connection(
+    args: argparse.Namespace, *, new: bool = False, write: bool = False
+) -> Iterator[Any]:
+    """A Boxwood connection to the command's database, closed at the end."""
+    path: Path = args.database
+    if not new and not path.exists():
+        raise CommandError(
+            f"there is no database {path}; `boxwood create {path} NAME --images FOLDER` makes one"
+        )
+    import boxwood
+
+    con = boxwood.connect(path, read_only=not (new or write))
+    try:
+        yield con
+    finally:
+        con.close()
+
+
+@contextmanager
+def _collection(args: argparse.Namespace, *, write: bool = False) -> Iterator[Collection]:
+    """The command's collection."""
+    import boxwood
+
+    with _connection(args, write=write) as con:
+        yield boxwood.Collection.open(con, args.name)
+
+
+def _wants_progress(args: argparse.Namespace) -> bool:
+    return sys.stderr.isatty() if args.progress is None else bool(args.progress)
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- output -------------------------------------------------------------------------------------
+
+
+def _print_rows(args: argparse.Namespace, table: pa.Table) -> None:
+    """Rows as the command line asks for them: JSON, CSV, or an aligned table."""
+    if args.json:
+        print(json.dumps(table.to_pylist(), default=str, ensure_ascii=False, indent=1))
+    elif getattr(args, "csv", False):
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(table.column_names)
+        writer.writerows(row.values() for row in table.to_pylist())
+    else:
+        from boxwood.report import text_table
+
+        width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+        print(text_table(table.column_names, [r.values() for r in table.to_pylist()], width=width))
+
+
+def _metadata_join(collection: Collection, rows: str) -> tuple[str, str]:
+    """Columns ``m.*`` and a join that put the metadata beside rows ``<rows>.id``, as SQL; both are
+    empty where the collection has no metadata."""
+    from boxwood.catalog import quoted, table_name
+
+    if collection.table is None:
+        return "", ""
+    key = quoted(collection.id_column)
+    table = table_name(collection.table)
+    return f", m.* EXCLUDE ({key})", f"LEFT JOIN {table} m ON m.{key} = {rows}.id"
+
+
+def _with_metadata(collection: Collection, rows: pa.Table) -> pa.Table:
+    """Rows with an ``id``, in their order, with the collection's metadata beside them."""
+    import numpy as np
+
+    columns, join = _metadata_join(collection, "h")
+    con = collection.con
+    con.register("boxwood_hits", rows.append_column("boxwood_rank", [np.arange(len(rows))]))
+    try:
+        return con.execute(
+            f"SELECT h.* EXCLUDE (boxwood_rank){columns} FROM boxwood_hits h {join} "
+            "ORDER BY boxwood_rank"
+        ).to_arrow_table()
+    finally:
+        con.unregister("boxwood_hits")
+
+
+def _sheet(args: argparse.Namespace, rows: pa.Table, marks: dict[int, Any], title: str) -> None:
+    """Draw rows that have a path on the contact sheet that the command line asks for."""
+    from boxwood import report
+
+    if args.sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise CommandError(f"--sheet {args.sheet}: the name must end in .png or .jpg")
+    if "uri" not in rows.column_names:
+        raise CommandError(
+            "--sheet needs image files, but this collection was made of embeddings: "
+            "its metadata has no column 'uri'"
+        )
+    cells = [
+        report.Cell(Path(row["uri"] or ""), str(row["id"]), marks.get(row["id"], "none"))
+        for row in rows.to_pylist()
+    ]
+    if not cells:
+        _note(f"nothing was found, so {args.sheet} was not written")
+        return
+    report.contact_sheet(cells, title=title).save(args.sheet)
+    _note(f"wrote {args.sheet}")
+
+
+# --- commands -----------------------------------------------------------------------------------
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from boxwood import demo
+
+    demo.run(
+        args.folder, images=args.images, seed=args.seed, rounds=args.rounds,
+        queries=args.query or demo.QUERIES, progress=_wants_progress(args), open_report=args.open,
+    )  # fmt: skip
+    return OK
+
+
+def _check_source(args: argparse.Namespace) -> None:
+    """Options of one source used with another are mistakes."""
+    if args.ids is not None and args.npy is None:
+        args.parser.error("--ids belongs to --npy")
+    if getattr(args, "parquet", None) is None and getattr(args, "table", None) is None:
+        for option in ("id", "embedding"):
+            if getattr(args, option, None) is not None:
+                args.parser.error(f"--{option} belongs to --parquet or --table")
+
+
+def _create(args: argparse.Namespace) -> int:
+    _check_source(args)
+    import boxwood
+
+    fresh = not args.database.exists()
+    encoder = args.encoder
+    if args.images and encoder is None:
+        from boxwood.encode.vocabulary import TINY
+
+        encoder = TINY
+        _note(
+            "note: no --encoder was given, so the packaged 'tiny-scenes' is used, which knows "
+            "generated scenes alone;\n      for photos name a CLIP model, as in "
+            "--encoder ViT-B-32/laion2b_s34b_b79k"
+        )
+    options: dict[str, Any] = {
+        "encoder": encoder,
+        "texts": _lines(args.texts) if args.texts is not None else None,
+    }
+    loading = {**options, "progress": _wants_progress(args)}
+    columns: dict[str, Any] = {
+        "id": args.id or "id",
+        "embedding": args.embedding or "embedding",
+    }
+    done = False
+    try:
+        with _connection(args, new=True) as con:
+            of = boxwood.Collection
+            if args.npy is not None:
+                collection = of.from_npy(con, args.name, args.npy, ids=args.ids, **loading)
+            elif args.parquet is not None:
+                collection = of.from_parquet(con, args.name, args.parquet, **columns, **loading)
+            elif args.table is not None:
+                collection = of.from_table(con, args.table, name=args.name, **columns, **loading)
+            else:
+                collection = of.create(con, args.name, **options)
+                if args.images:
+                    try:
+                        code = _add_images(args, collection, args.images)
+                    except Exception:
+                        if not len(collection):
+                            collection.drop()
+                        raise
+                    finally:
+                        # What is in stays, whatever stopped the rest: `boxwood add` goes on.
+                        done = args.name in of.list(con)
+                    return code
+            done = True
+            print(f"created collection {args.name} in {args.database}: {len(collection):,} rows")
+    finally:
+        if fresh and not done:
+            _remove_database(args.database)
+    return OK
+
+
+def _remove_database(path: Path) -> None:
+    """Take away a database that this command made and could not fill."""
+    for file in (path, Path(f"{path}.wal")):
+        file.unlink(missing_ok=True)
+    shutil.rmtree(f"{path}.boxwood", ignore_errors=True)
+
+
+def _lines(path: Path) -> list[str]:
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line]
+
+
+def _add_images(args: argparse.Namespace, collection: Collection, paths: Sequence[str]) -> int:
+    report = collection.add_images(paths, progress=_wants_progress(args), batch=args.batch)
+    if not (report.added or report.skipped or report.failed):
+        raise CommandError(f"there are no image files in {', '.join(map(str, paths))}")
+    for path, reason in report.failed[:20]:
+        _note(f"skipped {path}: {reason}")
+    if len(report.failed) > 20:
+        _note(f"... and {len(report.failed) - 20:,} more")
+    print(
+        f"{report.added:,} added, {report.skipped:,} were there already, "
+        f"{len(report.failed):,} could not be read; "
+        f"{report.seconds:.1f} s, {report.images_per_second:,.1f} images/s"
+    )
+    return OK if report.added or report.skipped else FAILED
+
+
+def _add(args: argparse.Namespace) -> int:
+    _check_source(args)
+    if bool(args.paths) == (args.npy is not None):
+        args.parser.error("name image files or folders, or --npy FILE")
+    with _collection(args, write=True) as collection:
+        if args.npy is None:
+            return _add_images(args, collection, args.paths)
+        added = collection.add_npy(args.npy, ids=args.ids, progress=_wants_progress(args))
+        print(f"{added:,} added")
+    return OK
+
+
+def _search(args: argparse.Namespace) -> int:
+    with _collection(args) as collection:
+        if args.image is not None:
+            hits, what = collection.search_image(args.image, args.k), args.image.name
+        elif args.like is not None:
+            hits, what = collection.knn(like=args.like, k=args.k), f"like {args.like}"
+        else:
+            hits, what = collection.search_text(args.text, args.k), f'"{args.text}"'
+        rows = _with_metadata(collection, hits)
+        if args.sheet is not None:
+            _sheet(args, rows, {}, f"{args.name}: {what}")
+    if args.text is not None:
+        _keep_phrase(args)
+    _print_rows(args, rows)
+    return OK
+
+
+def _keep_phrase(args: argparse.Namespace) -> None:
+    """Store the code of the words that were searched, so that the shell, which has no encoder, can
+    search by them. Searching itself is done read-only: it must not keep others out."""
+    import boxwood
+
+    with suppress(boxwood.StorageError), _collection(args, write=True) as collection:
+        collection.encode_text(args.text)
+
+
+def _refine(args: argparse.Namespace) -> int:
+    options = {
+        name: value
+        for name in ("estimators", "random_negatives", "negative_weight")
+        if (value := getattr(args, name)) is not None
+    }
+    with _collection(args) as collection:
+        found = collection.refine(
+            args.positives, args.negatives, learner=args.learner, seed=args.seed, **options
+        )
+        rows = _with_metadata(collection, found.table(args.limit or None))
+        if args.sheet is not None:
+            marks = dict.fromkeys(args.positives, "right") | dict.fromkeys(args.negatives, "wrong")
+            _sheet(args, rows, marks, f"{args.name}: {found.count:,} found by {args.learner}")
+        if args.save_model is not None:
+            found.model.save(args.save_model)
+            _note(f"wrote {args.save_model}")
+    if args.json:
+        document: dict[str, Any] = {"count": found.count, "rows": rows.to_pylist()}
+        if args.sql:
+            document["sql"] = found.sql
+        print(json.dumps(document, default=str, ensure_ascii=False, indent=1))
+        return OK
+    if args.sql:
+        (_note if args.csv else print)(found.sql)
+    _print_rows(args, rows)
+    summary = f"{found.count:,} images match; {len(rows):,} shown"
+    (_note if args.csv else print)(summary)
+    return OK
+
+
+def _info(args: argparse.Namespace) -> int:
+    import boxwood
+
+    with _connection(args) as con:
+        names = boxwood.Collection.list(con)
+        if args.name is not None and args.name not in names:
+            raise CommandError(
+                f"{args.database} has no collection {args.name!r}; it has: "
+                f"{', '.join(names) or 'none'}"
+            )
+        wanted = [args.name] if args.name is not None else names
+        infos = [boxwood.Collection.open(con, name).info() for name in wanted]
+    if args.shell:
+        if not wanted:
+            raise CommandError(f"{args.database} has no collections; `boxwood create` makes one")
+        print(_shell(args.database, wanted[0]))
+    elif args.json:
+        document = infos[0] if args.name is not None else infos
+        print(json.dumps(document, default=str, ensure_ascii=False, indent=1))
+    elif args.name is not None:
+        width = max(map(len, infos[0]))
+        for key, value in infos[0].items():
+            print(f"{key.ljust(width)}  {value}")
+    elif infos:
+        from boxwood.report import text_table
+
+        columns = ("name", "rows", "generation", "segments", "bytes", "encoder", "state")
+        print(text_table(columns, [[info[c] for c in columns] for info in infos]))
+    else:
+        print(f"{args.database} has no collections; `boxwood create` makes one")
+    return OK
+
+
+def _shell(database: Path, name: str) -> str:
+    """What to type to use a database in DuckDB's own shell, line by line."""
+    import boxwood
+    from boxwood.catalog import literal
+
+    here = Path(boxwood.__file__).resolve().parent
+    places = (here / "sql", here.parent.parent / "sql")  # the package's, the source tree's
+    sql = next((place for place in places if (place / "shell.sql").is_file()), places[0])
+    return "\n".join(
+        [
+            f"duckdb -unsigned {shlex.quote(str(database.resolve()))}",
+            f"LOAD {literal(boxwood.extension_path())};",
+            f".read {literal(sql / 'macros.sql')}",
+            f".read {literal(sql / 'shell.sql')}",
+            f"SELECT * FROM collection_info({literal(name)});",
+        ]
+    )
+
+
+def _export(args: argparse.Namespace) -> int:
+    formats = {".parquet": "PARQUET", ".csv": "CSV, HEADER", ".json": "JSON, ARRAY true"}
+    form = formats.get(args.out.suffix.lower())
+    if form is None:
+        args.parser.error(f"--out {args.out}: the name must end in .parquet, .csv or .json")
+    import boxwood
+    from boxwood.catalog import literal
+
+    model = boxwood.Model.load(args.model)
+    with _collection(args) as collection:
+        columns, join = _metadata_join(collection, "s")
+        row = collection.con.execute(
+            f"COPY (SELECT s.id, s.votes, s.score{columns} "
+            f"FROM boxwood_search({literal(collection.index_path)}, "
+            f"model := {literal(model.to_json())}) s {join} "
+            f"ORDER BY s.score DESC, s.id) TO {literal(args.out)} (FORMAT {form})"
+        ).fetchone()
+    print(f"wrote {row[0] if row else 0:,} rows to {args.out}")
+    return OK
+
+
+def _repair(args: argparse.Namespace) -> int:
+    import boxwood
+
+    code = OK
+    with _connection(args, write=not args.check) as con:
+        names = [args.name] if args.name is not None else boxwood.Collection.list(con)
+        for name in names:
+            if args.check:
+                try:
+                    boxwood.Collection.open(con, name).verify()
+                except boxwood.Error as error:
+                    print(f"{name}: {error}")
+                    code = FAILED
+                else:
+                    print(f"{name}: sound")
+            else:
+                try:
+                    collection = boxwood.Collection.open(con, name)
+                    collection.repair(progress=_wants_progress(args))
+                except boxwood.IndexProblem:
+                    collection = boxwood.Collection.open(con, name, repair=True)
+                print(f"{name}: index rebuilt, {len(collection):,} rows")
+        if not names:
+            print(f"{args.database} has no collections")
+    return code
+
+
+# --- main ---------------------------------------------------------------------------------------
+
+
+_GO_ON = {
+    "demo": "the same command goes on",
+    "create": "what was committed stays, and `boxwood add` goes on from there",
+    "add": "what was committed stays, and the same command goes on from there",
+    "repair": "the rows are safe; run it again",
+}
+
+
+def _heavy_errors() -> tuple[type[Exception], ...]:
+    """The exceptions of packages that a command has imported; none is imported for this."""
+    found = []
+    for module, name in (("boxwood.errors", "Error"), ("duckdb", "Error")):
+        if module in sys.modules:
+            found.append(getattr(sys.modules[module], name))
+    return tuple(found)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit code. Usage errors and --help leave by SystemExit."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from boxwood import __version__
+
+        print(f"boxwood {__version__}")
+        return OK
+    if args.command is None:
+        parser.print_help()
+        return USAGE
+    try:
+        code = int(args.run(args))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        _note("boxwood: interrupted; " + _GO_ON.get(args.command, "nothing was changed"))
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except (CommandError, OSError, MemoryError, UnicodeError) as error:
+        _note(f"boxwood: error: {_message(error)}")
+        return FAILED
+    except Exception as error:
+        if not isinstance(error, _heavy_errors()):
+            raise
+        _note(f"boxwood: error: {_message(error)}")
+        return FAILED
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if isinstance(error, MemoryError):
+        return "out of memory; a smaller --batch needs less"
+    return str(error)

@@ -1,0 +1,1523 @@
+"""Collections: images as rows of a DuckDB table, their codes, and the index over these."""
+
+from __future__ import annotations
+
+import builtins
+import itertools
+import os
+import signal
+import threading
+import time
+import uuid as uuids
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import ArrayLike, NDArray
+
+from boxwood import catalog, native
+from boxwood.catalog import Codes, Record, literal, quoted, table_name
+from boxwood.connection import name_indexes
+from boxwood.encode import Encoder, Head, ImageError, Quantizer, find_images, load_image, vocabulary
+from boxwood.encode import check_embeddings as check
+from boxwood.errors import (
+    Error,
+    IndexProblem,
+    IndexStale,
+    InputError,
+    MissingDependency,
+    OutOfMemory,
+    StorageError,
+)
+from boxwood.model import Model
+from boxwood.native import Ids
+from boxwood.progress import Bar
+from boxwood.store import Store, hint, store_at
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Floats = NDArray[np.float32]
+Learner = Literal["branch", "ensemble", "tree", "forest"]
+
+LEARNERS = ("branch", "ensemble", "tree", "forest")
+FIT_ROWS = 100_000
+"""Embeddings, at most, that a head and a quantizer are fitted to."""
+
+_BATCH_BYTES = 64 << 20  # of embeddings, in bulk loads
+_IMAGE_COLUMNS = {
+    "uri": "VARCHAR", "width": "INTEGER", "height": "INTEGER", "bytes": "BIGINT",
+    "modified": "TIMESTAMP",
+}  # fmt: skip
+
+
+class Coding(NamedTuple):
+    """How embeddings become codes."""
+
+    head: Head
+    quantizer: Quantizer
+
+
+class _Chosen(NamedTuple):
+    """A coding that is not stored yet, with the phrases to store beside it."""
+
+    coding: Coding
+    phrases: list[str]
+    codes: Codes
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What `Collection.add_images` did: files added, files that were there already, and files that
+    could not be read, each with the reason."""
+
+    added: int
+    skipped: int
+    failed: list[tuple[str, str]]
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.added / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class Refined:
+    """All rows that a model matches.
+
+    `model` is the model, `sql` a statement that gives the same rows on any connection or shell with
+    the extension loaded, `stats` what training and searching took: ``train_ms``, ``search_ms``,
+    ``rows``, ``blocks`` (of 256 rows) and what became of them, and the numbers of labels.
+    """
+
+    model: Model
+    stats: dict[str, Any]
+    sql: str
+    _found: native.Found = field(repr=False)
+    _order: list[NDArray[np.int64]] = field(default_factory=list, repr=False)
+
+    @property
+    def count(self) -> int:
+        return len(self._found.ids)
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def ids(self) -> Ids:
+        """Ids in ranked order."""
+        return self._found.ids[self._ranked()]
+
+    def table(self, limit: int | None = None) -> pa.Table:
+        """The rows as ``pyarrow.Table(id, votes, score)``, best score first, ties by id."""
+        if limit is not None:
+            limit = native.check_count(limit, "limit", 0, 2**62)
+        return self._slice(0, self.count if limit is None else limit)
+
+    def reader(self, batch_size: int = 65_536) -> pa.RecordBatchReader:
+        """The rows of `table` in batches, made as they are asked for."""
+        size = native.check_count(batch_size, "batch_size", 1, 2**31)
+        batches = (
+            batch
+            for start in range(0, self.count, size)
+            for batch in self._slice(start, start + size).to_batches()
+        )
+        return pa.RecordBatchReader.from_batches(self._slice(0, 0).schema, batches)
+
+    def _slice(self, start: int, stop: int) -> pa.Table:
+        rows = self._ranked()[start:stop]
+        return pa.table(
+            {
+                "id": self._found.ids[rows],
+                "votes": self._found.votes[rows],
+                "score": self.model.score_values(self._found.scores[rows]),
+            }
+        )
+
+    def _ranked(self) -> NDArray[np.int64]:
+        if not self._order:
+            self._order.append(np.lexsort((self._found.ids, -self._found.scores)))
+        return self._order[0]
+
+
+class Collection:
+    """A set of images under a name. `create` and `open` make one.
+
+    Each image has an id (a whole number from 0) and a code of 32 bytes, and may have metadata in a
+    table of the user's, or one that Boxwood makes. Reading may be done from several threads;
+    changes take their turns.
+    """
+
+    con: duckdb.DuckDBPyConnection
+    name: str
+    index_path: Path
+    """The index folder: what the extension's functions take as `index`."""
+
+    def __init__(self, con: duckdb.DuckDBPyConnection, record: Record, store: Store) -> None:
+        self.con = con
+        self.name = record.name
+        self.index_path = store.path
+        self._record = record
+        self._store = store
+        self._coding: Coding | None = None
+
+    # --- making, opening, dropping ----------------------------------------------------------------
+
+    @classmethod
+    def create(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        name: str,
+        *,
+        encoder: str | Encoder | None = None,
+        head: Head | None = None,
+        texts: Sequence[str] | ArrayLike | None = None,
+        table: str | None = None,
+        id_column: str = "id",
+    ) -> Collection:
+        """Make an empty collection on a connection of `boxwood.connect`.
+
+        encoder: a name as `Encoder.open` takes it, for collections of image files and searches by
+            words. Without one the collection takes ready embeddings or codes.
+        head: the map from embeddings to 32 dimensions. Without one it is fitted to the first rows:
+            the encoder's own or the directions that images share with its vocabulary; without an
+            encoder the directions shared with `texts`, or else the images' principal components.
+        texts: phrases in place of the vocabulary, or, without an encoder, text embeddings (n, dims)
+            of the images' space.
+        table: an existing table of the images' metadata, with the ids in `id_column`. Left out: the
+            table of the collection's name, which the first metadata make where there is none.
+        """
+        catalog.check_name(name)
+        _refuse_transaction(con, "create a collection")
+        model = _encoder(encoder)
+        given = _given_texts(texts, model)
+        if head is not None and model is not None and head.width != model.dims:
+            raise InputError(
+                f"the head takes embeddings of {head.width} dimensions, but {model.name!r} makes "
+                f"{model.dims}"
+            )
+        if head is not None and isinstance(given, np.ndarray) and given.shape[1] != head.width:
+            raise InputError(
+                f"the head takes embeddings of {head.width} dimensions, but texts have "
+                f"{given.shape[1]}"
+            )
+        with _database_errors(), con.cursor() as cur:
+            catalog.check_writable(cur, f"create the collection {name!r}")
+            where = catalog.database(cur)
+            catalog.create_schema(cur)
+            if name in catalog.names(cur):
+                raise InputError(
+                    f"there is a collection {name!r} already: Collection.open opens it, and its "
+                    "drop() removes it"
+                )
+            uuid = uuids.uuid4()
+            record = Record(
+                name=name, uuid=uuid, generation=0,
+                table=_metadata_table(cur, name, table, id_column), id_column=id_column,
+                owns_table=False,
+                encoder=None if model is None else model.name,
+                encoder_fingerprint="" if model is None else model.fingerprint,
+                head="" if head is None else head.fingerprint,
+                quantizer="", offset=None, scale=None,
+                folder=None if where.path else os.path.join(catalog.temporary_folder(), str(uuid)),
+            )  # fmt: skip
+            store = store_at(record.index_path(where))
+            with store.lock, _transaction(cur):
+                if head is not None:
+                    catalog.store_head(cur, head)
+                catalog.insert(cur, record, given)
+                store.create(record)
+            name_indexes(con)
+            return cls(con, record, store)
+
+    @classmethod
+    def open(cls, con: duckdb.DuckDBPyConnection, name: str, *, repair: bool = False) -> Collection:
+        """Open a collection. An index that is behind (a process died) is brought up to date; for
+        one that is missing, damaged or foreign there is an IndexProblem, or, with `repair`, a new
+        index from the rows in the database."""
+        with _database_errors(), con.cursor() as cur:
+            record = catalog.record(cur, name)
+            where = catalog.database(cur)
+            store = store_at(record.index_path(where))
+            with store.lock:
+                try:
+                    if not store.open(record):
+                        if where.read_only:
+                            raise IndexStale(
+                                f"the index in {store.path} is not of the same generation as the "
+                                f"rows: open {where.path} once without read_only, which mends it"
+                            )
+                        store.refresh(cur, record)
+                except IndexStale:
+                    raise
+                except IndexProblem as error:
+                    if not repair:
+                        raise hint(error, where, name) from error
+                    catalog.check_writable(cur, f"repair the index of {name!r}")
+                    store.rebuild(cur, record)
+        name_indexes(con)
+        return cls(con, record, store)
+
+    @staticmethod
+    def list(con: duckdb.DuckDBPyConnection) -> builtins.list[str]:
+        """Names of the collections in a database."""
+        with con.cursor() as cur:
+            return catalog.names(cur)
+
+    def drop(self) -> None:
+        """Remove the collection: codes, index, and the metadata table if Boxwood made it."""
+        with self._writing("drop the collection") as (cur, record):
+            with _transaction(cur):
+                cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [self.name])
+                cur.execute("DELETE FROM boxwood.texts WHERE collection = ?", [self.name])
+                cur.execute(
+                    "DELETE FROM boxwood.heads WHERE fingerprint NOT IN "
+                    "(SELECT head_fingerprint FROM boxwood.collections)"
+                )
+                cur.execute(f"DROP TABLE {record.codes}")
+                if record.table is not None and record.owns_table:
+                    cur.execute(f"DROP TABLE IF EXISTS {table_name(record.table)}")
+            self._store.remove()
+        name_indexes(self.con)
+
+    # --- bulk loads -------------------------------------------------------------------------------
+
+    @classmethod
+    def from_table(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        table: str,
+        *,
+        id: str = "id",
+        embedding: str = "embedding",
+        name: str | None = None,
+        encoder: str | Encoder | None = None,
+        head: Head | None = None,
+        texts: Sequence[str] | ArrayLike | None = None,
+        progress: bool = False,
+    ) -> Collection:
+        """A collection of the rows of a table or view with embeddings: a list or array of floats in
+        the column `embedding`. The table becomes its metadata table. Without `name` it is named
+        like the table. If anything fails, no collection is left behind."""
+        with con.cursor() as cur:
+            if not catalog.table_exists(cur, table):
+                raise InputError(f"there is no table {table!r}")
+        self = cls.create(
+            con, table.split(".")[-1] if name is None else name, encoder=encoder, head=head,
+            texts=texts, table=table, id_column=id,
+        )  # fmt: skip
+        with self._or_drop():
+            self._load(table_name(table), quoted(id), embedding, progress)
+        return self
+
+    @classmethod
+    def from_parquet(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        id: str | None = "id",
+        embedding: str = "embedding",
+        encoder: str | Encoder | None = None,
+        head: Head | None = None,
+        texts: Sequence[str] | ArrayLike | None = None,
+        progress: bool = False,
+    ) -> Collection:
+        """A collection of the rows of a Parquet file, or of several (a glob), with embeddings: a
+        list or array of floats in the column `embedding`. The other columns become its metadata
+        table. With ``id=None`` the ids are row numbers from 0. If anything fails, nothing is left
+        behind."""
+        source = f"read_parquet({literal(Path(path).expanduser())})"
+        key = "id" if id is None else id
+        with _database_errors(), con.cursor() as cur:
+            columns = [row[0] for row in cur.execute(f"DESCRIBE FROM {source}").fetchall()]
+        for column in [embedding] if id is None else [id, embedding]:
+            if column not in columns:
+                raise InputError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
+        if id is None:
+            if "id" in columns:
+                raise InputError(f"{path} has a column 'id': pass id='id' to use it")
+            source = f"(SELECT row_number() OVER () - 1 AS id, * FROM {source})"
+        self = cls.create(con, name, encoder=encoder, head=head, texts=texts, id_column=key)
+        with self._or_drop():
+            if self.table is not None:
+                raise InputError(
+                    f"there is a table {self.table!r} already: give the collection another name"
+                )
+            with self._writing("load the collection") as (cur, record), _transaction(cur):
+                target = table_name(self.name)
+                cur.execute(
+                    f"CREATE TABLE {target} AS SELECT * EXCLUDE ({quoted(embedding)}) FROM {source}"
+                )
+                self._adopt_table(cur, record)
+            self._load(source, quoted(key), embedding, progress)
+        return self
+
+    @classmethod
+    def from_npy(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        name: str,
+        path: str | os.PathLike[str],
+        *,
+        ids: ArrayLike | str | os.PathLike[str] | None = None,
+        encoder: str | Encoder | None = None,
+        head: Head | None = None,
+        texts: Sequence[str] | ArrayLike | None = None,
+        progress: bool = False,
+    ) -> Collection:
+        """A collection of the rows of an ``.npy`` file: embeddings, floats (n, dims), or codes,
+        uint8 (n, 32). `ids` are integers (n,) or the path of such a file; left out: 0 .. n - 1. If
+        anything fails, no collection is left behind."""
+        self = cls.create(con, name, encoder=encoder, head=head, texts=texts)
+        with self._or_drop():
+            self.add_npy(path, ids=ids, progress=progress)
+        return self
+
+    def add_npy(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        ids: ArrayLike | str | os.PathLike[str] | None = None,
+        progress: bool = False,
+    ) -> int:
+        """Append the rows of an ``.npy`` file, as `from_npy` takes it; returns their number. Ids
+        that are left out go on after the largest. Rows are committed in batches."""
+        rows = _load_npy(path)
+        if rows.ndim != 2:
+            raise InputError(f"{path} must hold an array (rows, dimensions), not {rows.shape}")
+        if ids is None:
+            first = self._next_id()
+            numbers = np.arange(first, first + len(rows))
+        else:
+            given = _load_npy(ids) if isinstance(ids, (str, os.PathLike)) else ids
+            numbers = native.check_ids(given)
+        if len(numbers) != len(rows):
+            raise InputError(f"{len(numbers):,} ids cannot go with {len(rows):,} rows of {path}")
+        if not len(rows):
+            raise InputError(f"{path} holds no rows")
+        _unique(numbers)
+        codes = rows.dtype == np.uint8
+        if not codes and self._coding_now() is None:
+            self._fix_coding(check(rows[:: -(-len(rows) // FIT_ROWS)]))
+        size = _batch_rows(rows.shape[1])
+        with self._indexed_after(), Bar(self.name, progress) as bar:
+            for start in range(0, len(rows), size):
+                part = slice(start, start + size)
+                with _row_offset(start):
+                    self._append(
+                        numbers[part],
+                        embeddings=None if codes else rows[part],
+                        codes=rows[part] if codes else None,
+                        index=False,
+                    )
+                bar.update(min(start + size, len(rows)), len(rows))
+        return len(rows)
+
+    def _load(self, source: str, key: str, embedding: str, progress: bool) -> None:
+        """Append ids and embeddings of something that stands in a FROM clause."""
+        column = quoted(embedding)
+        with _database_errors(), self.con.cursor() as cur:
+            row = catalog.one(cur, f"SELECT count(*) FROM {source}")
+            total = int(row[0]) if row else 0
+            if not total:
+                return
+            coding = self._coding_now()
+            if coding is None:
+                every = -(-total // FIT_ROWS)
+                query = f"SELECT {key}, {column} FROM {source}"
+                if every > 1:
+                    query += f" WHERE hash({key}) % {every} = 0 LIMIT {FIT_ROWS}"
+                sample = _embeddings(cur.sql(query).to_arrow_table(), embedding)[1]
+                coding = self._fix_coding(sample)
+            done = 0
+            reader = cur.sql(f"SELECT {key}, {column} FROM {source}").to_arrow_reader(
+                _batch_rows(coding.head.width)
+            )
+            with self._indexed_after(), Bar(self.name, progress) as bar:
+                for batch in reader:
+                    rows = pa.Table.from_batches([batch])
+                    if not len(rows):
+                        continue
+                    ids, embeddings = _embeddings(rows, embedding)
+                    self._append(ids, embeddings=embeddings, index=False)
+                    done += len(ids)
+                    bar.update(done, total)
+
+    @contextmanager
+    def _or_drop(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            with _interrupts_deferred():
+                self.drop()
+            raise
+
+    @contextmanager
+    def _indexed_after(self) -> Iterator[None]:
+        """Index at the end, whatever happens, what was appended with ``index=False``."""
+        try:
+            yield
+        finally:
+            with _interrupts_deferred():
+                self.refresh()
+
+    # --- appending --------------------------------------------------------------------------------
+
+    def append(
+        self,
+        ids: ArrayLike,
+        *,
+        embeddings: ArrayLike | None = None,
+        codes: ArrayLike | None = None,
+        metadata: Any = None,
+    ) -> int:
+        """Add images; returns their number. Either all are added or none.
+
+        ids: integers >= 0, (n,), that the collection does not hold yet.
+        embeddings: floats (n, dims), of any length but zero. The first ones decide the head, unless
+            one was given, and the quantizer.
+        codes: ready codes, uint8 (n, 32), in place of embeddings.
+        metadata: n rows for the metadata table: an Arrow table, a pandas DataFrame or a dict of
+            columns. The ids are put beside them where they have no such column.
+        """
+        if (embeddings is None) == (codes is None):
+            raise InputError("pass either embeddings or codes")
+        return self._append(ids, embeddings=embeddings, codes=codes, metadata=metadata)
+
+    def _append(
+        self,
+        ids: ArrayLike,
+        *,
+        embeddings: ArrayLike | None = None,
+        codes: ArrayLike | None = None,
+        metadata: Any = None,
+        index: bool = True,
+    ) -> int:
+        numbers = native.check_ids(ids)
+        if not len(numbers):
+            raise InputError("there is nothing to append: ids are empty")
+        given = native.check_codes(codes) if codes is not None else None
+        vectors = check(np.asarray(embeddings)) if embeddings is not None else None
+        count = len(given if given is not None else vectors)  # type: ignore[arg-type]
+        if count != len(numbers):
+            raise InputError(f"{len(numbers):,} ids cannot go with {count:,} rows")
+        _unique(numbers)
+        details = None
+        if metadata is not None:
+            details = _metadata_rows(metadata, numbers, self.id_column)
+        with self._writing("append") as (cur, record):
+            chosen = None
+            if vectors is not None:
+                if not record.quantizer:
+                    chosen = self._choose_coding(cur, record, vectors)
+                coding = self._coding_now() if chosen is None else chosen.coding
+                if coding is None:
+                    raise InputError(
+                        f"the collection {self.name!r} holds ready codes, so it cannot take "
+                        "embeddings"
+                    )
+                rows = coding.quantizer.encode(coding.head.images(vectors))
+            else:
+                assert given is not None
+                rows = given
+            self._refuse_known(cur, record, numbers)
+            with _interrupts_deferred():
+                with _transaction(cur):
+                    if chosen is not None:
+                        record = self._store_coding(cur, record, chosen)
+                    elif not record.quantizer:
+                        record = catalog.set_coding(
+                            cur, record, record.encoder_fingerprint, None, None
+                        )
+                    if details is not None:
+                        record = self._insert_metadata(cur, record, details)
+                    _insert_codes(cur, record, numbers, rows)
+                    record = catalog.raise_generation(cur, record)
+                self._record = record
+                self._store.behind = True
+                if index:
+                    self._index_rows(cur, record, numbers, rows)
+        return count
+
+    def _index_rows(
+        self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, codes: Codes
+    ) -> None:
+        store = self._store
+        try:
+            if store.index is not None and store.index.info.generation + 1 == record.generation:
+                store.extend(record, ids, codes)
+            else:
+                store.refresh(cur, record)
+        except (IndexProblem, StorageError, OutOfMemory) as error:
+            raise type(error)(
+                f"the {len(ids):,} rows are safe in the database, but the index could not be "
+                f"brought up to date: {error}. refresh() tries again, and so does opening the "
+                "collection"
+            ) from error
+
+    def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
+        cur.register("boxwood_new_ids", pa.table({"id": ids}))
+        try:
+            known = catalog.one(
+                cur,
+                "SELECT count(*), min(id) FROM boxwood_new_ids "
+                f"SEMI JOIN {record.codes} USING (id)",
+            )
+        finally:
+            cur.unregister("boxwood_new_ids")
+        if known and known[0]:
+            raise InputError(
+                f"{known[0]:,} of the ids are in the collection {self.name!r} already, for example "
+                f"{known[1]}: an image is added once"
+            )
+
+    def _adopt_table(self, cur: duckdb.DuckDBPyConnection, record: Record) -> Record:
+        """Note that Boxwood has made the metadata table; within the caller's transaction."""
+        cur.execute(
+            "UPDATE boxwood.collections SET table_name = ?, owns_table = true WHERE name = ?",
+            [self.name, self.name],
+        )
+        self._record = replace(record, table=self.name, owns_table=True)
+        return self._record
+
+    def _insert_metadata(
+        self, cur: duckdb.DuckDBPyConnection, record: Record, rows: pa.Table
+    ) -> Record:
+        cur.register("boxwood_new_rows", rows)
+        try:
+            if record.table is None:
+                key = quoted(record.id_column)
+                made = cur.execute("DESCRIBE FROM boxwood_new_rows").fetchall()
+                columns = ", ".join(
+                    f"{quoted(n)} {kind}{' PRIMARY KEY' if n == record.id_column else ''}"
+                    for n, kind, *_ in sorted(made, key=lambda row: row[0] != record.id_column)
+                )
+                assert key in columns
+                cur.execute(f"CREATE TABLE {table_name(self.name)} ({columns})")
+                record = self._adopt_table(cur, record)
+            assert record.table is not None
+            try:
+                cur.execute(
+                    f"INSERT INTO {table_name(record.table)} BY NAME SELECT * FROM boxwood_new_rows"
+                )
+            except (duckdb.BinderException, duckdb.CatalogException, duckdb.ConstraintException,
+                    duckdb.ConversionException) as error:  # fmt: skip
+                raise InputError(
+                    f"the metadata do not fit the table {record.table!r}: {_first_line(error)}"
+                ) from error
+        finally:
+            cur.unregister("boxwood_new_rows")
+        return record
+
+    # --- head and quantizer -----------------------------------------------------------------------
+
+    def _coding_now(self) -> Coding | None:
+        """Head and quantizer, once the first embeddings have decided them."""
+        if self._coding is None:
+            with _database_errors(), self.con.cursor() as cur:
+                record = self._fresh(cur)
+                quantizer = catalog.load_quantizer(record)
+                head = catalog.load_head(cur, record.head)
+            if quantizer is not None and head is not None:
+                self._coding = Coding(head, quantizer)
+        return self._coding
+
+    def _choose_coding(
+        self, cur: duckdb.DuckDBPyConnection, record: Record, embeddings: Floats
+    ) -> _Chosen:
+        """Head and quantizer by the first embeddings, and the codes of the vocabulary."""
+        given = catalog.given_texts(cur, self.name)
+        head = catalog.load_head(cur, record.head)
+        sample = embeddings[:: -(-len(embeddings) // FIT_ROWS)]
+        phrases: builtins.list[str] = []
+        texts = given if isinstance(given, np.ndarray) else None
+        if record.encoder is not None:
+            encoder = catalog.open_encoder(record.encoder, record.encoder_fingerprint)
+            if sample.shape[1] != encoder.dims:
+                raise InputError(
+                    f"embeddings have {sample.shape[1]} dimensions, but the encoder "
+                    f"{encoder.name!r} makes {encoder.dims}"
+                )
+            phrases = given if isinstance(given, list) else list(vocabulary(encoder.name))
+            texts = encoder.texts(phrases)
+            if head is None and given is None:
+                head = encoder.default_head()
+        if head is None and texts is not None and texts.shape[1] != sample.shape[1]:
+            raise InputError(
+                f"embeddings have {sample.shape[1]} dimensions, but the texts given at creation "
+                f"{texts.shape[1]}"
+            )
+        if head is None:
+            head = Head.pca(sample) if texts is None else Head.shared(sample, texts)
+        quantizer = Quantizer.fit(head.images(sample))
+        codes = np.empty((0, native.DIMS), np.uint8)
+        if phrases and texts is not None:
+            codes = quantizer.encode(head.texts(texts))
+        return _Chosen(Coding(head, quantizer), phrases, codes)
+
+    def _store_coding(
+        self, cur: duckdb.DuckDBPyConnection, record: Record, chosen: _Chosen
+    ) -> Record:
+        """Keep what was chosen; within the caller's transaction."""
+        head, quantizer = chosen.coding
+        record = catalog.set_coding(cur, record, record.encoder_fingerprint, head, quantizer)
+        if chosen.phrases:
+            catalog.store_texts(cur, self.name, chosen.phrases, chosen.codes)
+        return record
+
+    def _fix_coding(self, embeddings: Floats) -> Coding:
+        """Decide head and quantizer by a sample, before a bulk load."""
+        with self._writing("append") as (cur, record):
+            if not record.quantizer:
+                chosen = self._choose_coding(cur, record, embeddings)
+                with _interrupts_deferred():
+                    with _transaction(cur):
+                        record = self._store_coding(cur, record, chosen)
+                        # The empty index carries other fingerprints, so it is behind now.
+                        record = catalog.raise_generation(cur, record)
+                    self._record = record
+                    self._store.behind = True
+                    self._store.refresh(cur, record)
+            coding = self._coding_now()
+        if coding is None:
+            raise InputError(
+                f"the collection {self.name!r} holds ready codes, so it cannot take embeddings"
+            )
+        return coding
+
+    @property
+    def head(self) -> Head | None:
+        """The head; None before the first embeddings, and for ready codes."""
+        coding = self._coding_now()
+        return None if coding is None else coding.head
+
+    @property
+    def quantizer(self) -> Quantizer | None:
+        """The quantizer; None before the first embeddings, and for ready codes."""
+        coding = self._coding_now()
+        return None if coding is None else coding.quantizer
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder, loaded when it is first asked for."""
+        if self._record.encoder is None:
+            return None
+        return catalog.open_encoder(self._record.encoder, self._record.encoder_fingerprint)
+
+    def _need_encoder(self, what: str) -> Encoder:
+        encoder = self.encoder
+        if encoder is None:
+            raise InputError(
+                f"the collection {self.name!r} has no encoder, so it cannot {what}: create it with "
+                "encoder=..., or pass embeddings"
+            )
+        return encoder
+
+    # --- images -----------------------------------------------------------------------------------
+
+    def add_images(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        progress: bool = False,
+        batch: int = 256,
+    ) -> AddReport:
+        """Embed the image files in folders, with all below them, or single files, and add them.
+
+        The metadata table gets id, uri (the file's absolute path), width, height, bytes and
+        modified (UTC). Files whose uri is there already are passed over, so a call that was
+        interrupted goes on where it stopped: every batch of so many files is committed by itself. A
+        file that cannot be read is reported, and does not stop the others.
+        """
+        size = native.check_count(batch, "batch", 1, 1 << 20)
+        start = time.perf_counter()
+        encoder = self._need_encoder("embed images")
+        if isinstance(paths, (str, os.PathLike)):
+            paths = [paths]
+        files = find_images([Path(path) for path in paths])
+        failed: builtins.list[tuple[str, str]] = []
+        known, rows_without_code = self._known_images()
+        todo: dict[str, Path] = {}
+        skipped = 0
+        for file in files:
+            uri = str(file.resolve())
+            try:
+                uri.encode()
+            except UnicodeEncodeError:
+                failed.append((ascii(uri), "its name is not valid UTF-8: rename it"))
+                continue
+            if uri in known or uri in todo:
+                skipped += 1
+            else:
+                todo[uri] = file
+        next_id = self._next_id()
+        added = done = 0
+        with Bar(self.name, progress) as bar, _Decoder(todo) as decoder:
+            while images := decoder.take(size):
+                done += len(images)
+                good: builtins.list[_Decoded] = []
+                for image in images:
+                    if isinstance(image, _Decoded):
+                        good.append(image)
+                    else:
+                        failed.append((image.uri, image.reason))
+                if good:
+                    vectors = encoder.images([image.picture for image in good])
+                    next_id = self._add_batch(good, vectors, rows_without_code, next_id)
+                    added += len(good)
+                bar.update(done, len(todo))
+        return AddReport(added, skipped, failed, time.perf_counter() - start)
+
+    def _add_batch(
+        self,
+        images: builtins.list[_Decoded],
+        vectors: Floats,
+        without_code: dict[str, int],
+        next_id: int,
+    ) -> int:
+        """Append images, those first that have a row in the metadata table; the next free id."""
+        old = [n for n, image in enumerate(images) if image.uri in without_code]
+        if old:
+            self._append([without_code[images[n].uri] for n in old], embeddings=vectors[old])
+        new = [n for n, image in enumerate(images) if image.uri not in without_code]
+        if new:
+            ids = np.arange(next_id, next_id + len(new))
+            columns = {name: [getattr(images[n], name) for n in new] for name in _IMAGE_COLUMNS}
+            types = (pa.string(), pa.int32(), pa.int32(), pa.int64(), pa.timestamp("us"))
+            metadata = pa.table(
+                [pa.array(values, kind) for values, kind in
+                 zip(columns.values(), types, strict=True)],
+                names=list(columns),
+            )  # fmt: skip
+            self._append(ids, embeddings=vectors[new], metadata=metadata)
+        return next_id + len(new)
+
+    def _known_images(self) -> tuple[set[str], dict[str, int]]:
+        """Uris in the metadata table: of images that have a code, and ids of those without."""
+        with _database_errors(), self.con.cursor() as cur:
+            record = self._fresh(cur)
+            if record.table is None:
+                return set(), {}
+            columns = self._columns(cur, record)
+            if "uri" not in columns:
+                raise InputError(
+                    f"the table {record.table!r} has no column 'uri', in which add_images keeps "
+                    f"the files' paths; it has {', '.join(columns)}"
+                )
+            rows = cur.execute(
+                f"SELECT m.uri, m.{quoted(record.id_column)}, c.id IS NOT NULL "
+                f"FROM {table_name(record.table)} m LEFT JOIN {record.codes} c "
+                f"ON c.id = m.{quoted(record.id_column)} WHERE m.uri IS NOT NULL"
+            ).fetchall()
+        return (
+            {uri for uri, _, coded in rows if coded},
+            {uri: number for uri, number, coded in rows if not coded and number is not None},
+        )
+
+    def _columns(self, cur: duckdb.DuckDBPyConnection, record: Record) -> builtins.list[str]:
+        assert record.table is not None
+        rows = cur.execute(f"DESCRIBE FROM {table_name(record.table)}").fetchall()
+        return [row[0] for row in rows]
+
+    def _next_id(self) -> int:
+        """An id above all that rows and metadata have."""
+        with _database_errors(), self.con.cursor() as cur:
+            record = self._fresh(cur)
+            query = f"SELECT max(id) FROM {record.codes}"
+            if record.table is not None:
+                query = (
+                    f"SELECT greatest(({query}), (SELECT max({quoted(record.id_column)}) "
+                    f"FROM {table_name(record.table)}))"
+                )
+            row = catalog.one(cur, query)
+        return 0 if row is None or row[0] is None else max(0, int(row[0]) + 1)
+
+    # --- searching --------------------------------------------------------------------------------
+
+    def encode_text(self, text: str) -> Codes:
+        """The code of a text, uint8 (32,). It is kept in the database when that can be written, so
+        that the shell, which has no encoder, can search by it."""
+        with _database_errors(), self.con.cursor() as cur:
+            return catalog.text_code(cur, self.name, text)
+
+    def encode_image(self, image: str | os.PathLike[str] | Image.Image) -> Codes:
+        """The code of an image, uint8 (32,): of a file's path, or of a Pillow image."""
+        encoder = self._need_encoder("encode images")
+        picture = load_image(Path(image)) if isinstance(image, (str, os.PathLike)) else image
+        return self.encode_embedding(encoder.images([picture])[0])
+
+    def encode_embedding(
+        self, vector: ArrayLike, kind: Literal["image", "text"] = "image"
+    ) -> Codes:
+        """The code of an embedding (dims,) of an image or a text, uint8 (32,)."""
+        if kind not in ("image", "text"):
+            raise InputError(f"kind must be 'image' or 'text', not {kind!r}")
+        coding = self._coding_now()
+        if coding is None:
+            raise InputError(
+                f"the collection {self.name!r} has no head: "
+                + (
+                    "it holds ready codes, so search by codes"
+                    if self._record.quantizer
+                    else "append embeddings first"
+                )
+            )
+        rows = np.asarray(vector)
+        if rows.ndim != 1:
+            raise InputError(f"an embedding must have the shape (dims,), not {rows.shape}")
+        map_ = coding.head.images if kind == "image" else coding.head.texts
+        code: Codes = coding.quantizer.encode(map_(rows[None]))[0]
+        return code
+
+    def search_text(self, text: str, k: int = 60) -> pa.Table:
+        """The k images nearest to a phrase: ``pyarrow.Table(id, distance)``, nearest first."""
+        _check_k(k)
+        if not len(self):
+            return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
+        return self.knn(self.encode_text(text), k=k)
+
+    def search_image(self, image: str | os.PathLike[str] | Image.Image, k: int = 60) -> pa.Table:
+        """The k images nearest to an image, a path or a Pillow image."""
+        _check_k(k)
+        if not len(self):
+            return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
+        return self.knn(self.encode_image(image), k=k)
+
+    def search_embedding(
+        self, vector: ArrayLike, k: int = 60, kind: Literal["image", "text"] = "image"
+    ) -> pa.Table:
+        """The k images nearest to an embedding (dims,) of an image or a text."""
+        return self.knn(self.encode_embedding(vector, kind), k=k)
+
+    def knn(
+        self, codes: ArrayLike | None = None, *, like: int | None = None, k: int = 60
+    ) -> pa.Table:
+        """The k images nearest to a code (32,), or to the image of the id `like`, itself first.
+        ``pyarrow.Table(id, distance)``: Euclidean distance on codes, nearest first, ties by id;
+        all images where there are fewer than k."""
+        if (codes is None) == (like is None):
+            raise InputError("pass either a code or like=<id of an image>")
+        _check_k(k)
+        index = self._index()
+        if like is not None:
+            query = index.codes([like])
+        else:
+            query = np.asarray(codes)
+            if query.ndim != 1:
+                raise InputError(f"a code must have the shape ({native.DIMS},), not {query.shape}")
+            query = native.check_codes(query[None])
+        ids, distances = index.knn(query, k)
+        return _hits(ids[0], distances[0])
+
+    # --- models -----------------------------------------------------------------------------------
+
+    def train(
+        self,
+        positives: ArrayLike,
+        negatives: ArrayLike = (),
+        *,
+        learner: Learner = "ensemble",
+        estimators: int = 25,
+        random_negatives: int = 500,
+        negative_weight: float = 1.0,
+        seed: int = 0,
+    ) -> Model:
+        """Train a model on the ids of right and wrong images.
+
+        learner: 'branch', one decision branch; 'ensemble', a majority of `estimators` of them;
+            'tree' and 'forest', scikit-learn's, the forest with `estimators` trees.
+        random_negatives: other images, drawn by the seed, that count as wrong, each as much as a
+            positive; the given negatives count `negative_weight` times that.
+
+        The same labels, options, seed and rows give the same model.
+        """
+        index = self._index()
+        model, _ = self._train(
+            index, positives, negatives, learner, estimators, random_negatives, negative_weight,
+            seed,
+        )  # fmt: skip
+        return model
+
+    def _train(
+        self, index: native.Index, positives: ArrayLike, negatives: ArrayLike, learner: str,
+        estimators: int, random_negatives: int, negative_weight: float, seed: int,
+    ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+        if learner not in LEARNERS:
+            raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {learner!r}")
+        right = np.unique(native.check_ids(_listed(positives), "positives"))
+        wrong = np.unique(native.check_ids(_listed(negatives), "negatives"))
+        if not len(index):
+            raise InputError(f"the collection {self.name!r} is empty: there is nothing to refine")
+        if not len(right):
+            raise InputError("there are no positives: name at least one image that is right")
+        both = np.intersect1d(right, wrong)
+        if len(both):
+            raise InputError(f"both positive and negative: {_some(both)}")
+        for labels, what in ((right, "positives"), (wrong, "negatives")):
+            found = index.lookup(labels)[1]
+            if not found.all():
+                raise InputError(
+                    f"{what} that are not in the collection {self.name!r}: {_some(labels[~found])}"
+                )
+        if learner in ("branch", "ensemble"):
+            trained, stats = index.train(
+                right, wrong, learner=learner, estimators=estimators,
+                random_negatives=random_negatives, negative_weight=negative_weight, seed=seed,
+            )  # fmt: skip
+            return Model(trained), {
+                "positives": stats.positives, "negatives": stats.negatives,
+                "random_negatives": stats.random_negatives, "boxes": stats.boxes,
+                "train_ms": stats.nanoseconds / 1e6,
+            }  # fmt: skip
+        return self._train_trees(
+            index, right, wrong, learner, estimators, random_negatives, negative_weight, seed
+        )
+
+    def _train_trees(
+        self, index: native.Index, right: Ids, wrong: Ids, learner: str, estimators: int,
+        random_negatives: int, negative_weight: float, seed: int,
+    ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+        try:
+            from sklearn.ensemble import RandomForestClassifier
+            from sklearn.tree import DecisionTreeClassifier
+        except ModuleNotFoundError as error:
+            raise MissingDependency(
+                f"the learner {learner!r} needs scikit-learn: pip install 'boxwood[trees]'"
+            ) from error
+        trees = native.check_count(estimators, "estimators", 1, native.MAX_ESTIMATORS)
+        others = native.check_count(random_negatives, "random_negatives", 0, 100_000)
+        native.check_count(seed, "seed", 0, 2**64 - 1)
+        if not 0.01 <= float(negative_weight) <= 100:
+            raise InputError(f"negative_weight must be from 0.01 to 100, not {negative_weight!r}")
+        start = time.perf_counter()
+        randoms = index.draw(others, seed, np.concatenate([right, wrong]))
+        if not len(wrong) and not len(randoms):
+            raise InputError(f"the learner {learner!r} needs negatives: given ones, or random ones")
+        codes = index.codes(np.concatenate([right, wrong, randoms]))
+        label = np.arange(len(codes)) < len(right)
+        weight = np.ones(len(codes))
+        weight[len(right) : len(right) + len(wrong)] = negative_weight
+        state = seed % 2**32
+        classifier = (
+            DecisionTreeClassifier(random_state=state)
+            if learner == "tree"
+            else RandomForestClassifier(n_estimators=trees, random_state=state, n_jobs=1)
+        )
+        classifier.fit(codes, label, sample_weight=weight)
+        model = Model.from_sklearn(
+            classifier,
+            positive=True,
+            quantizer=index.info.fingerprints.quantizer,
+            mean=codes[: len(right)].mean(axis=0),
+        )
+        return model, {
+            "positives": len(right), "negatives": len(wrong), "random_negatives": len(randoms),
+            "boxes": model.box_count, "train_ms": (time.perf_counter() - start) * 1e3,
+        }  # fmt: skip
+
+    def refine(
+        self,
+        positives: ArrayLike,
+        negatives: ArrayLike = (),
+        *,
+        learner: Learner = "ensemble",
+        estimators: int = 25,
+        random_negatives: int = 500,
+        negative_weight: float = 1.0,
+        seed: int = 0,
+    ) -> Refined:
+        """Train on labels as `train` does, and find every image that the model matches."""
+        index = self._index()
+        model, stats = self._train(
+            index, positives, negatives, learner, estimators, random_negatives, negative_weight,
+            seed,
+        )  # fmt: skip
+        if learner in ("branch", "ensemble"):
+            right, wrong = (
+                np.unique(native.check_ids(_listed(ids))).tolist() for ids in (positives, negatives)
+            )
+            source = (
+                f"boxwood_refine({literal(self.index_path)}, positives := {right}, "
+                f"negatives := {wrong}, learner := '{learner}', estimators := {estimators}, "
+                f"random_negatives := {random_negatives}, "
+                f"negative_weight := {float(negative_weight)!r}, seed := {seed})"
+            )
+        else:
+            source = self._search_sql(model)
+        return _run(index, model, source, stats)
+
+    def search(self, model: Model) -> Refined:
+        """Every image that a model matches, ranked."""
+        return _run(self._index(), _checked(model), self._search_sql(model), {})
+
+    def count(self, model: Model) -> int:
+        """How many images a model matches."""
+        return self._index().count(_checked(model).handle)
+
+    def _search_sql(self, model: Model) -> str:
+        return f"boxwood_search({literal(self.index_path)}, model := {literal(model.to_json())})"
+
+    # --- upkeep -----------------------------------------------------------------------------------
+
+    def info(self) -> dict[str, Any]:
+        """What the collection is and what it takes; all plain values."""
+        with _database_errors(), self.con.cursor() as cur:
+            record = self._fresh(cur)
+            rows = catalog.row_count(cur, record)
+            head = catalog.load_head(cur, record.head)
+        index = self._store.index
+        size = 0 if index is None else index.info.bytes
+        return {
+            "name": self.name,
+            "rows": rows,
+            "generation": record.generation,
+            "segments": 0 if index is None else index.info.segments,
+            "bytes": size,
+            "bytes_per_row": round(size / rows, 2) if rows else 0.0,
+            "table": record.table,
+            "id_column": record.id_column,
+            "encoder": record.encoder,
+            "head": None if head is None else head.kind,
+            "quantizer": record.quantizer or None,
+            "uuid": str(record.uuid),
+            "index": str(self.index_path),
+            "state": self._store.state(record),
+        }
+
+    def verify(self) -> None:
+        """Check the index in depth: the files, and every row against the codes table. Raises
+        IndexProblem with the first fault."""
+        with _database_errors(), self._store.lock, self.con.cursor() as cur:
+            record = self._fresh(cur)
+            try:
+                self._store.verify(cur, record)
+            except IndexProblem as error:
+                raise hint(error, catalog.database(cur), self.name) from error
+
+    def refresh(self) -> None:
+        """Bring the index up to date with the codes table: adds the rows that it lacks; builds it
+        anew where it holds rows that the table does not."""
+        with self._writing("refresh the index") as (cur, record):
+            try:
+                self._store.refresh(cur, record)
+            except IndexProblem as error:
+                raise hint(error, catalog.database(cur), self.name) from error
+
+    def repair(self, *, progress: bool = False) -> None:
+        """Build the index from the codes table, and remove what else lies in its folder."""
+        self._rebuild("repair the index", progress)
+
+    def compact(self, *, progress: bool = False) -> None:
+        """Make the index one segment, in one order: the fastest to search."""
+        self._rebuild("compact the index", progress)
+
+    def _rebuild(self, what: str, progress: bool) -> None:
+        with self._writing(what) as (cur, record), Bar(self.name, progress) as bar:
+            rows = catalog.row_count(cur, record)
+            self._store.rebuild(cur, record, lambda part: bar.update(int(part * rows), rows))
+
+    # --- about ------------------------------------------------------------------------------------
+
+    @property
+    def id_column(self) -> str:
+        """The metadata table's column of ids."""
+        return self._record.id_column
+
+    @property
+    def table(self) -> str | None:
+        """The metadata table; None while there is none."""
+        return self._record.table
+
+    def __len__(self) -> int:
+        return len(self._index())
+
+    def __repr__(self) -> str:
+        encoder = f", {self._record.encoder!r}" if self._record.encoder else ""
+        return f"Collection({self.name!r}, {len(self._store):,} images{encoder})"
+
+    # --- inner workings ---------------------------------------------------------------------------
+
+    def _index(self) -> native.Index:
+        """The index, with every committed row."""
+        store = self._store
+        if store.dropped:
+            raise InputError(f"the collection {self.name!r} was dropped")
+        if store.behind:
+            with store.lock:
+                if store.behind:
+                    self.refresh()
+        index = store.index
+        assert index is not None
+        return index
+
+    def _fresh(self, cur: duckdb.DuckDBPyConnection) -> Record:
+        """The collection's record as it is now."""
+        record = catalog.record(cur, self.name)
+        if record.uuid != self._record.uuid:
+            raise InputError(
+                f"the collection {self.name!r} was dropped and made anew: open it again"
+            )
+        self._record = record
+        return record
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
+        """A cursor and the record, for a change of this collection; one at a time."""
+        _refuse_transaction(self.con, what)
+        with _database_errors(), self._store.lock, self.con.cursor() as cur:
+            catalog.check_writable(cur, what)
+            yield cur, self._fresh(cur)
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+
+def _run(index: native.Index, model: Model, source: str, training: dict[str, Any]) -> Refined:
+    found = index.search(model.handle)
+    stats = found.stats
+    return Refined(
+        model,
+        {
+            **training,
+            "rows": stats.rows,
+            "blocks": stats.blocks,
+            "blocks_pruned": stats.blocks_pruned,
+            "blocks_contained": stats.blocks_contained,
+            "blocks_scanned": stats.blocks_scanned,
+            "bytes": stats.bytes,
+            "search_ms": stats.nanoseconds / 1e6,
+        },
+        f"SELECT id, votes, score FROM {source} ORDER BY score DESC, id",
+        found,
+    )
+
+
+def _checked(model: object) -> Model:
+    if not isinstance(model, Model):
+        raise InputError(
+            f"a Model is needed, not {type(model).__name__}: Model.from_json reads a document"
+        )
+    return model
+
+
+def _check_k(k: int) -> int:
+    return native.check_count(k, "k", 1, native.MAX_K)
+
+
+def _hits(ids: Ids, distances: NDArray[np.uint32]) -> pa.Table:
+    return pa.table({"id": ids, "distance": np.sqrt(distances.astype(np.float64))})
+
+
+def _listed(ids: ArrayLike) -> ArrayLike:
+    """Sets and iterators, which numpy would take for single objects, as lists."""
+    if isinstance(ids, (set, frozenset, range, Iterator)):
+        return list(ids)
+    return ids
+
+
+def _some(ids: Ids) -> str:
+    text = ", ".join(str(number) for number in ids[:5].tolist())
+    return text if len(ids) <= 5 else f"{text} and {len(ids) - 5:,} more"
+
+
+def _unique(ids: Ids) -> None:
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        raise InputError(f"ids appear more than once: {_some(values[counts > 1])}")
+
+
+def _batch_rows(width: int) -> int:
+    return max(1024, min(1 << 18, _BATCH_BYTES // (4 * width)))
+
+
+def _encoder(encoder: str | Encoder | None) -> Encoder | None:
+    if encoder is None:
+        return None
+    if isinstance(encoder, str):
+        return catalog.open_encoder(encoder)
+    if isinstance(encoder, Encoder):
+        catalog.keep_encoder(encoder)
+        return encoder
+    raise InputError(f"encoder must be a name or an Encoder, not {type(encoder).__name__}")
+
+
+def _given_texts(
+    texts: Sequence[str] | ArrayLike | None, encoder: Encoder | None
+) -> list[str] | Floats | None:
+    if texts is None:
+        return None
+    if isinstance(texts, str):
+        raise InputError("texts must be a list of phrases, not a single one")
+    if isinstance(texts, Sequence) and texts and isinstance(texts[0], str):
+        phrases = list(dict.fromkeys(str(text) for text in texts))
+        if encoder is None:
+            raise InputError("texts are phrases: name the encoder that embeds them, encoder=...")
+        if not all(phrase.strip() for phrase in phrases):
+            raise InputError("texts hold an empty phrase")
+        return phrases
+    embeddings = check(np.asarray(texts), what="text embedding")
+    if not len(embeddings):
+        raise InputError("texts are empty")
+    if encoder is not None:
+        raise InputError("with an encoder, texts must be phrases: it embeds them itself")
+    return embeddings
+
+
+def _metadata_table(
+    cur: duckdb.DuckDBPyConnection, name: str, table: str | None, id_column: str
+) -> str | None:
+    """The existing metadata table, checked; None where the first metadata will make it."""
+    chosen = name if table is None else table
+    if not catalog.table_exists(cur, chosen):
+        if table is not None:
+            raise InputError(f"there is no table {table!r}")
+        return None
+    columns = {row[0]: row[1] for row in
+               cur.execute(f"DESCRIBE FROM {table_name(chosen)}").fetchall()}  # fmt: skip
+    if id_column not in columns:
+        raise InputError(
+            f"the table {chosen!r} has no column {id_column!r} of ids; it has "
+            f"{', '.join(columns)}: name it, id_column=..., or another table, table=..."
+        )
+    if columns[id_column] not in ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT",
+                                  "USMALLINT", "UINTEGER", "UBIGINT"):  # fmt: skip
+        raise InputError(
+            f"the column {id_column!r} of {chosen!r} holds {columns[id_column]}, but ids must be "
+            "whole numbers"
+        )
+    return chosen
+
+
+def _metadata_rows(metadata: Any, ids: Ids, id_column: str) -> pa.Table:
+    """Metadata as an Arrow table of as many rows as ids, with these in the first column."""
+    try:
+        if isinstance(metadata, pa.RecordBatch):
+            rows = pa.Table.from_batches([metadata])
+        elif isinstance(metadata, pa.Table):
+            rows = metadata
+        elif isinstance(metadata, Mapping):
+            rows = pa.table(dict(metadata))
+        elif hasattr(metadata, "__arrow_c_stream__"):
+            rows = pa.table(metadata)
+        elif hasattr(metadata, "columns") and hasattr(metadata, "iloc"):
+            rows = pa.Table.from_pandas(metadata, preserve_index=False)
+        else:
+            raise InputError(
+                "metadata must be an Arrow table, a DataFrame or a dict of columns, not "
+                f"{type(metadata).__name__}"
+            )
+    except (pa.ArrowException, TypeError) as error:
+        raise InputError(f"the metadata cannot be used: {_first_line(error)}") from error
+    if len(rows) != len(ids):
+        raise InputError(f"{len(ids):,} ids cannot go with {len(rows):,} rows of metadata")
+    if id_column in rows.column_names:
+        theirs = native.check_ids(rows[id_column].to_numpy(), f"the metadata's {id_column!r}")
+        if not np.array_equal(theirs, ids):
+            row = int((theirs != ids).argmax())
+            raise InputError(
+                f"the metadata's column {id_column!r} differs from the ids in row {row}: "
+                f"{theirs[row]} and {ids[row]}"
+            )
+        rows = rows.drop_columns([id_column])
+    return rows.add_column(0, id_column, pa.array(ids))
+
+
+def _insert_codes(cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, codes: Codes) -> None:
+    columns = np.ascontiguousarray(codes.T)
+    rows = pa.table({"id": ids, **dict(zip(catalog.COLUMNS, columns, strict=True))})
+    cur.register("boxwood_new_codes", rows)
+    try:
+        cur.execute(f"INSERT INTO {record.codes} SELECT * FROM boxwood_new_codes")
+    finally:
+        cur.unregister("boxwood_new_codes")
+
+
+def _embeddings(rows: pa.Table, name: str) -> tuple[Ids, Floats]:
+    """Ids and embeddings out of two columns: integers, and lists or arrays of floats."""
+    ids = native.check_ids(rows.column(0).to_numpy(), "ids")
+    column = rows.column(1).combine_chunks()
+    kind = column.type
+    lists = (pa.types.is_list(kind) or pa.types.is_large_list(kind)
+             or pa.types.is_fixed_size_list(kind))  # fmt: skip
+    if not lists or not pa.types.is_floating(kind.value_type):
+        raise InputError(f"the column {name!r} must hold lists of floats, not {kind}")
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise InputError(f"the embedding of id {ids[row]} is NULL")
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    width = int(lengths[0]) if len(lengths) else 0
+    if (lengths != width).any():
+        row = int((lengths != width).argmax())
+        raise InputError(
+            f"embeddings must be of one length, but that of id {ids[row]} has {lengths[row]} "
+            f"values, and that of id {ids[0]} {width}"
+        )
+    values = column.flatten()
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // max(width, 1)
+        raise InputError(f"the embedding of id {ids[row]} holds a NULL")
+    vectors = values.to_numpy(zero_copy_only=False).reshape(len(ids), width)
+    try:
+        return ids, check(vectors)
+    except InputError as error:
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1)
+        bad = ~(np.isfinite(norms) & (norms > 1e-30))
+        if bad.any():
+            raise InputError(f"{error} (id {ids[bad.argmax()]})") from error
+        raise
+
+
+def _load_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
+    try:
+        rows: NDArray[Any] = np.load(Path(path).expanduser(), mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path} is no .npy file, or a damaged one: {error}") from error
+    if not isinstance(rows, np.ndarray):
+        raise InputError(f"{path} is an archive of arrays: pass one array, as an .npy file")
+    return rows
+
+
+@contextmanager
+def _row_offset(start: int) -> Iterator[None]:
+    """Tell where a batch begins, in errors that name a row of it."""
+    try:
+        yield
+    except InputError as error:
+        if start and "row " in str(error):
+            raise InputError(f"{error} (of the rows from {start:,} on)") from error
+        raise
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _refuse_transaction(con: duckdb.DuckDBPyConnection, what: str) -> None:
+    if catalog.in_transaction(con):
+        raise InputError(
+            f"cannot {what} inside a transaction: it commits by itself. COMMIT or ROLLBACK first"
+        )
+
+
+@contextmanager
+def _transaction(cur: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    cur.execute("BEGIN")
+    try:
+        yield
+        cur.execute("COMMIT")
+    except BaseException:
+        with suppress(duckdb.Error):  # a failed COMMIT has rolled back already
+            cur.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def _database_errors() -> Iterator[None]:
+    """DuckDB's errors that are not about SQL, as Boxwood's."""
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise OutOfMemory(f"DuckDB ran out of memory: {_first_line(error)}") from error
+    except duckdb.TransactionException as error:
+        raise Error(
+            f"somebody else changed the same rows: try again ({_first_line(error)})"
+        ) from error
+    except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
+        raise StorageError(
+            f"the database could not be read or written, and nothing was changed: "
+            f"{_first_line(error)}"
+        ) from error
+    except duckdb.ConstraintException as error:
+        raise InputError(f"the database refused the rows: {_first_line(error)}") from error
+
+
+@contextmanager
+def _interrupts_deferred() -> Iterator[None]:
+    """Ctrl-C takes effect at the end: what is committed together is also indexed."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    pending: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: pending.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if pending:
+            handler(*pending[0])
+
+
+# --- decoding ahead -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    uri: str
+    picture: Any
+    width: int
+    height: int
+    bytes: int
+    modified: datetime
+
+
+@dataclass(frozen=True)
+class _Broken:
+    uri: str
+    reason: str
+
+
+def _decode(uri: str, file: Path) -> _Decoded | _Broken:
+    try:
+        status = file.stat()
+        picture = load_image(file)
+    except ImageError as error:
+        return _Broken(uri, error.reason)
+    except OSError as error:
+        return _Broken(uri, error.strerror or str(error))
+    width, height = picture.info["file_size"]
+    modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
+    return _Decoded(
+        uri, picture, width, height, status.st_size, modified.replace(tzinfo=None)
+    )  # fmt: skip
+
+
+class _Decoder:
+    """Decodes files in a few threads, a little ahead of who takes them, in order."""
+
+    _WORKERS = min(8, os.cpu_count() or 1)
+    _AHEAD = 64
+
+    def __init__(self, files: Mapping[str, Path]) -> None:
+        self._files = iter(files.items())
+        self._pool = ThreadPoolExecutor(self._WORKERS, "boxwood-decode")
+        self._futures: deque[Future[_Decoded | _Broken]] = deque()
+
+    def __enter__(self) -> _Decoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def take(self, n: int) -> list[_Decoded | _Broken]:
+        """The next n results; fewer at the end."""
+        taken: list[_Decoded | _Broken] = []
+        while len(taken) < n:
+            for uri, file in itertools.islice(self._files, self._AHEAD - len(self._futures)):
+                self._futures.append(self._pool.submit(_decode, uri, file))
+            if not self._futures:
+                break
+            taken.append(self._futures.popleft().result())
+        return taken

@@ -1,0 +1,164 @@
+"""DuckDB connections with Boxwood loaded on them."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from boxwood import catalog, native
+from boxwood.errors import DatabaseLocked, Error, InputError, StorageError
+
+__all__ = ["connect", "load"]
+
+
+def connect(
+    database: str | os.PathLike[str] = ":memory:",
+    *,
+    read_only: bool = False,
+    config: Mapping[str, Any] | None = None,
+) -> duckdb.DuckDBPyConnection:
+    """Open a database as ``duckdb.connect`` does, with Boxwood's functions and macros on it.
+
+    The connection is DuckDB's own; `load` prepares its cursors. Indexes lie beside the file, in
+    ``<database>.boxwood``; those of an in-memory database in a temporary folder.
+    """
+    settings = {**(config or {}), "allow_unsigned_extensions": "true"}
+    name = os.fspath(database)
+    try:
+        con = duckdb.connect(name, read_only=read_only, config=settings)
+    except duckdb.IOException as error:
+        message = str(error)
+        if "lock" in message:
+            raise DatabaseLocked(
+                f"{name} is open in another process, which may write to it: close it there, or "
+                f"wait. ({_first_line(error)})"
+            ) from error
+        if read_only and not Path(name).exists():
+            raise StorageError(
+                f"there is no database {name}; connect without read_only=True to make one"
+            ) from error
+        raise StorageError(f"cannot open {name}: {_first_line(error)}") from error
+    except duckdb.Error as error:
+        if "different configuration" in str(error):
+            raise InputError(
+                f"{name} is open in this process already, with another configuration: use that "
+                "connection's cursor(), or open it by boxwood.connect there too"
+            ) from error
+        raise
+    try:
+        return load(con)
+    except BaseException:
+        con.close()
+        raise
+
+
+def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    """Prepare a connection or cursor that somebody else has opened, and return it.
+
+    Loads the extension, names the collections' indexes in the variable ``boxwood_index``, registers
+    ``clip_text(collection, text)``, and creates the macros as temporary ones. Nothing is written.
+    The database must have been opened with ``allow_unsigned_extensions``. Loading twice does no
+    harm.
+    """
+    if not _unsigned_allowed(con):
+        raise InputError(
+            "this connection does not take unsigned extensions: open the database by "
+            "boxwood.connect(...), or by duckdb.connect(..., "
+            "config={'allow_unsigned_extensions': 'true'})"
+        )
+    try:
+        con.execute(f"LOAD {catalog.literal(native.extension_path())}")
+    except duckdb.Error as error:
+        raise Error(
+            f"DuckDB {duckdb.__version__} cannot load {native.extension_path()}: "
+            f"{_first_line(error)}. Boxwood works with DuckDB 1.5 and 2.0"
+        ) from error
+    name_indexes(con)
+    _register(con)
+    con.execute(catalog.sql_file("macros.sql"))
+    return con
+
+
+def name_indexes(con: duckdb.DuckDBPyConnection) -> None:
+    """Bring the variable boxwood_index up to date: collection -> index folder."""
+    with con.cursor() as cur:
+        where = catalog.database(cur)
+        paths = {of.name: str(of.index_path(where)) for of in catalog.records(cur)}
+    keys = ", ".join(map(catalog.literal, paths))
+    values = ", ".join(map(catalog.literal, paths.values()))
+    con.execute(f"SET VARIABLE boxwood_index = MAP([{keys}]::VARCHAR[], [{values}]::VARCHAR[])")
+
+
+def _unsigned_allowed(con: duckdb.DuckDBPyConnection) -> bool:
+    row = catalog.one(con, "SELECT current_setting('allow_unsigned_extensions')")
+    return row is not None and str(row[0]).lower() == "true"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+# --- clip_text ------------------------------------------------------------------------------------
+#
+# A function belongs to a database instance, and lives as long as that. It must not hold a
+# connection, which would keep the instance, and its lock on the file, alive after the user has
+# closed every connection. So it holds weak references to the connections that were loaded, and
+# takes a cursor of one of them for as long as a call lasts. `boxwood_instance()` tells a later
+# load() which instance it has come to.
+
+
+class _Instance:
+    def __init__(self) -> None:
+        self._connections: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
+        self._lock = threading.Lock()
+
+    def add(self, con: duckdb.DuckDBPyConnection) -> None:
+        with self._lock:
+            self._connections.add(con)
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        with self._lock:
+            connections = list(self._connections)
+        for con in connections:
+            try:
+                return con.cursor()
+            except duckdb.ConnectionException:  # closed
+                with self._lock:
+                    self._connections.discard(con)
+        raise Error("clip_text() has no connection to look things up with: call boxwood.load(con)")
+
+    def clip_text(self, collection: str, text: str) -> list[int]:
+        with self.cursor() as cur:
+            codes: list[int] = catalog.text_code(cur, collection, text).tolist()
+        return codes
+
+
+_instances: weakref.WeakValueDictionary[int, _Instance] = weakref.WeakValueDictionary()
+_numbers = itertools.count(1)
+_registering = threading.Lock()
+
+
+def _register(con: duckdb.DuckDBPyConnection) -> None:
+    with _registering:
+        try:
+            row = catalog.one(con, "SELECT boxwood_instance()")
+        except duckdb.CatalogException:
+            instance, number = _Instance(), next(_numbers)
+            _instances[number] = instance
+            con.create_function(
+                "clip_text", instance.clip_text, ["VARCHAR", "VARCHAR"], "UTINYINT[]"
+            )
+            con.create_function(
+                "boxwood_instance", lambda: number, [], "BIGINT", side_effects=False
+            )
+        else:
+            assert row is not None
+            instance = _instances[row[0]]
+        instance.add(con)

@@ -1,0 +1,689 @@
+"""The C core, from Python: the only module that touches it.
+
+cffi opens the very file that DuckDB loads as an extension, in ABI mode, so that SQL and Python
+share one core. Functions and classes here are thin: arrays in, arrays out, errors from status
+codes. Calls release the GIL; everything immutable may be used from several threads at once.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid as uuids
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import cffi
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from boxwood import errors
+
+Ids = NDArray[np.int64]
+Codes = NDArray[np.uint8]
+
+DIMS = 32
+MAX_K = 10_000
+MAX_ESTIMATORS = 1024
+MAX_BOXES = 65_536
+SCORE_SHIFT = 21
+"""In scores, one vote counts more than the largest squared distance, 32 * 255**2 < 2**21."""
+
+_FILE = "boxwood.duckdb_extension"
+_HERE = Path(__file__).resolve().parent
+# A search over fewer rows ends before anyone could press Ctrl-C.
+_QUICK_ROWS = 2_000_000
+# k-NN queries a call: between two calls Ctrl-C is seen.
+_KNN_QUERIES = 256
+
+_STATUS: dict[int, type[errors.Error]] = {
+    1: errors.InputError,
+    2: errors.OutOfMemory,
+    3: errors.StorageError,
+    4: errors.IndexCorrupt,
+    5: errors.IndexMissing,
+    6: errors.IndexCorrupt,
+    7: errors.Cancelled,
+    8: errors.IndexMismatch,
+}
+
+
+def extension_path() -> Path:
+    """The file that DuckDB loads and cffi opens: the package's own, or the build that the
+    environment variable BOXWOOD_EXTENSION names."""
+    chosen = os.environ.get("BOXWOOD_EXTENSION")
+    path = Path(chosen).resolve() if chosen else _HERE / _FILE
+    if not path.is_file():
+        raise errors.MissingDependency(
+            f"there is no native file {path}: "
+            + (
+                "BOXWOOD_EXTENSION names a file that does not exist"
+                if chosen
+                else "install the package with `pip install .` in the source tree, or name a build "
+                "of it in the environment variable BOXWOOD_EXTENSION"
+            )
+        )
+    return path
+
+
+def _declarations() -> str:
+    """What boxwood.h declares between its cffi marks."""
+    places = (_HERE / "boxwood.h", _HERE.parent / "csrc" / "include" / "boxwood.h")
+    header = next((place for place in places if place.is_file()), None)
+    if header is None:
+        raise errors.MissingDependency(
+            f"there is no {places[0]}: install the package again with `pip install .`"
+        )
+    text = header.read_text(encoding="utf-8")
+    return text.split("/* cffi: begin */", 1)[1].split("/* cffi: end */", 1)[0]
+
+
+def _open() -> tuple[Any, Any]:
+    interface = cffi.FFI()
+    interface.cdef(_declarations())
+    path = extension_path()
+    try:
+        library = interface.dlopen(str(path))
+    except OSError as error:
+        raise errors.MissingDependency(
+            f"cannot open {path}: {error}; build it for this machine with `pip install .`"
+        ) from error
+    return interface, library
+
+
+ffi, lib = _open()
+
+
+def _text(pointer: Any) -> str:
+    return str(ffi.string(pointer).decode("utf-8", "replace"))
+
+
+def _call(function: Any, *arguments: Any, missing: type[errors.Error] | None = None) -> None:
+    """Call a function that takes a bw_error last, and raise what it reports."""
+    error = ffi.new("bw_error *")
+    status = function(*arguments, error)
+    if status:
+        kind = _STATUS.get(status, errors.Error)
+        if missing is not None and kind is errors.IndexMissing:
+            kind = missing
+        raise kind(_text(error.message) or _text(lib.bw_status_name(status)))
+
+
+def version() -> str:
+    """The version of the native file."""
+    return _text(lib.bw_version())
+
+
+def isa() -> str:
+    """The instruction set of the kernels in use."""
+    return _text(lib.bw_isa())
+
+
+def select_isa(name: str | None) -> None:
+    """Choose the kernels' instruction set for this process; None: the best of this CPU."""
+    _call(lib.bw_isa_select, ffi.NULL if name is None else name.encode())
+
+
+if os.environ.get("BOXWOOD_FORCE_ISA"):
+    select_isa(os.environ["BOXWOOD_FORCE_ISA"])
+
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+def check_ids(ids: ArrayLike, what: str = "ids") -> Ids:
+    """Ids as a contiguous int64 array; raises InputError for what is no list of integers >= 0."""
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise errors.InputError(f"{what} must be a flat list of integers, not {array.ndim}-d")
+    if array.size == 0:
+        return np.empty(0, np.int64)
+    if array.dtype.kind == "O":
+        for row, value in enumerate(array.tolist()):
+            if value is None:
+                raise errors.InputError(f"{what} hold NULL in row {row}: every image needs an id")
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+                raise errors.InputError(f"{what} must be integers, but row {row} is {value!r}")
+            if not -(2**63) <= value < 2**63:
+                raise errors.InputError(f"{what} must fit 64 bits, but row {row} is {value}")
+        array = array.astype(np.int64)
+    if array.dtype.kind == "f":
+        row = int(np.argmax(np.isnan(array)))
+        if np.isnan(array[row]):
+            raise errors.InputError(f"{what} hold NULL in row {row}: every image needs an id")
+        raise errors.InputError(f"{what} must be integers, not {array.dtype}")
+    if array.dtype.kind not in "iu":
+        raise errors.InputError(f"{what} must be integers, not {array.dtype}")
+    if array.dtype.kind == "u" and array.max() >= np.uint64(2**63):
+        raise errors.InputError(f"{what} must be below 2^63, but one is {array.max()}")
+    array = np.ascontiguousarray(array, np.int64)
+    if array.min() < 0:
+        row = int(np.argmax(array < 0))
+        raise errors.InputError(f"{what} must be 0 or more, but row {row} is {array[row]}")
+    return array
+
+
+def check_codes(codes: ArrayLike) -> Codes:
+    """Codes as a contiguous uint8 array of shape (n, 32), or InputError."""
+    array = np.asarray(codes)
+    if array.ndim != 2 or array.shape[1] != DIMS:
+        raise errors.InputError(f"codes must have the shape (rows, {DIMS}), not {array.shape}")
+    if array.dtype != np.uint8:
+        if array.dtype.kind not in "iu":
+            raise errors.InputError(f"codes must be uint8, not {array.dtype}")
+        if array.size and (array.min() < 0 or array.max() > 255):
+            raise errors.InputError("codes must lie in 0 .. 255")
+    return np.ascontiguousarray(array, np.uint8)
+
+
+def _int64(array: Ids, writable: bool = False) -> Any:
+    return ffi.from_buffer("int64_t[]", array, require_writable=writable)
+
+
+def _uint8(array: Codes, writable: bool = False) -> Any:
+    return ffi.from_buffer("uint8_t[]", array, require_writable=writable)
+
+
+def _borrow(pointer: Any, owner: Any, n: int, dtype: Any) -> NDArray[Any]:
+    """An array over memory that lives as long as `owner`, without a copy."""
+    if not n:
+        return np.empty(0, dtype)
+    kept = ffi.gc(pointer, lambda _, owner=owner: None)
+    array: NDArray[Any] = np.frombuffer(ffi.buffer(kept, n * np.dtype(dtype).itemsize), dtype)
+    return array
+
+
+# --- writing an index -----------------------------------------------------------------------------
+
+
+class Fingerprints(NamedTuple):
+    """What the rows of an index were made with; empty where that is not known."""
+
+    encoder: str = ""
+    head: str = ""
+    quantizer: str = ""
+
+
+def _fill(struct: Any, fingerprints: Fingerprints) -> None:
+    for name, value in fingerprints._asdict().items():
+        data = value.encode()
+        if len(data) > 31:
+            raise errors.InputError(f"the fingerprint of the {name} is longer than 31 bytes")
+        setattr(struct, name, data)
+
+
+def _fingerprints(struct: Any) -> Fingerprints:
+    return Fingerprints(_text(struct.encoder), _text(struct.head), _text(struct.quantizer))
+
+
+def _folder(folder: str | os.PathLike[str]) -> bytes:
+    return os.fsencode(folder)
+
+
+def write_segment(
+    folder: str | os.PathLike[str],
+    name: str,
+    ids: Ids,
+    codes: Codes,
+    uuid: uuids.UUID,
+    generation: int,
+    fingerprints: Fingerprints,
+    progress: Callable[[float], None] | None = None,
+) -> None:
+    """Sort rows into index order and write them as the segment file ``folder/name``.
+
+    `ids` (n,) and `codes` (n, 32) come in any order. `progress` is called with the part done, from
+    0 to 1; what it raises, KeyboardInterrupt among it, stops the work and is raised here.
+    """
+    ids, codes = check_ids(ids), check_codes(codes)
+    if len(ids) != len(codes):
+        raise errors.InputError(f"{len(ids)} ids cannot go with {len(codes)} codes")
+    spec = ffi.new("bw_segment_spec *")
+    spec.rows, spec.generation = len(ids), generation
+    id_memory, code_memory = _int64(ids), _uint8(codes)
+    spec.ids, spec.codes, spec.uuid = id_memory, code_memory, uuid.bytes
+    _fill(spec.fingerprints, fingerprints)
+    raised: list[BaseException] = []
+
+    def failed(kind: Any, value: BaseException, trace: Any) -> None:
+        raised.append(value)
+
+    # Also without a progress function: pending signals are seen when Python runs.
+    @ffi.callback("int32_t(void *, double)", error=1, onerror=failed)  # type: ignore[untyped-decorator]
+    def report(context: Any, done: float) -> int:
+        if progress is not None:
+            progress(done)
+        return 0
+
+    try:
+        _call(lib.bw_segment_write, _folder(folder), name.encode(), spec, report, ffi.NULL)
+    except errors.Cancelled:
+        if raised:
+            raise raised[0] from None
+        raise
+
+
+def write_manifest(
+    folder: str | os.PathLike[str],
+    uuid: uuids.UUID,
+    generation: int,
+    names: Sequence[str],
+    fingerprints: Fingerprints,
+) -> None:
+    """List the segments that make up the index from now on, atomically."""
+    texts = [ffi.new("char[]", name.encode()) for name in names]
+    listed = ffi.new("char *[]", texts) if texts else ffi.NULL
+    prints = ffi.new("bw_fingerprints *")
+    _fill(prints, fingerprints)
+    _call(
+        lib.bw_manifest_write, _folder(folder), uuid.bytes, generation, listed, len(texts), prints
+    )
+
+
+# --- models ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    learner: str
+    quantizer: str
+    estimators: int
+    boxes: int
+    ranges: int
+    threshold: int
+    has_score: bool
+    score_threshold: int | None
+    score_shift: int
+
+
+class Model:
+    """A parsed and checked model, immutable."""
+
+    def __init__(self, pointer: Any) -> None:
+        self._pointer = ffi.gc(pointer, lib.bw_model_free)
+
+    @classmethod
+    def from_json(cls, document: str) -> Self:
+        data = document.encode()
+        out = ffi.new("bw_model **")
+        _call(lib.bw_model_from_json, data, len(data), out)
+        return cls(out[0])
+
+    def _string(self, function: Any) -> str:
+        out = ffi.new("char **")
+        _call(function, self._pointer, out)
+        return _text(ffi.gc(out[0], lib.bw_free))
+
+    def to_json(self) -> str:
+        return self._string(lib.bw_model_to_json)
+
+    def to_sql(self) -> str:
+        return self._string(lib.bw_model_to_sql)
+
+    @property
+    def info(self) -> ModelInfo:
+        info = ffi.new("bw_model_info *")
+        lib.bw_model_describe(self._pointer, info)
+        return ModelInfo(
+            _text(info.learner), _text(info.quantizer), info.estimators, info.boxes, info.ranges,
+            info.threshold, bool(info.has_score),
+            info.score_threshold if info.has_score_threshold else None, info.score_shift,
+        )  # fmt: skip
+
+    def ranges(self) -> NDArray[Any]:
+        """A structured array of estimator, box, dim, lo, hi, ordered by the first three."""
+        kind = [("estimator", "u4"), ("box", "u4"), ("dim", "u1"), ("lo", "u1"), ("hi", "u1")]
+        dtype = np.dtype(kind, align=True)
+        out = np.empty(self.info.ranges, dtype)
+        assert dtype.itemsize == ffi.sizeof("bw_range")
+        if len(out):
+            lib.bw_model_ranges(self._pointer, ffi.from_buffer("bw_range[]", out))
+        return out
+
+    def evaluate(
+        self, codes: ArrayLike
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
+        """Votes, scores (in units of 2^-score_shift) and matches of codes (n, 32)."""
+        rows = check_codes(codes)
+        n = len(rows)
+        votes, scores = np.empty(n, np.int32), np.empty(n, np.int64)
+        match = np.empty(n, np.uint8)
+        _call(
+            lib.bw_model_evaluate, self._pointer, _uint8(rows), n,
+            ffi.from_buffer("int32_t[]", votes), _int64(scores), _uint8(match),
+        )  # fmt: skip
+        return votes, scores, match.astype(bool)
+
+
+# --- an open index --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IndexInfo:
+    rows: int
+    bytes: int
+    generation: int
+    segments: int
+    uuid: uuids.UUID
+    fingerprints: Fingerprints
+
+
+@dataclass(frozen=True)
+class SegmentInfo:
+    name: str
+    rows: int
+    blocks: int
+    bytes: int
+    generation: int
+    format: int
+    min_id: int
+    max_id: int
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What a search did. `blocks` are 256 rows each; those that are neither pruned nor contained
+    were scanned."""
+
+    rows: int
+    blocks: int
+    blocks_pruned: int
+    blocks_contained: int
+    blocks_scanned: int
+    bytes: int
+    nanoseconds: int
+
+
+class Found(NamedTuple):
+    """Rows that a model matches, in index order; scores in units of 2^-score_shift."""
+
+    ids: Ids
+    votes: NDArray[np.int32]
+    scores: NDArray[np.int64]
+    stats: Stats
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    positives: int
+    negatives: int
+    random_negatives: int
+    estimators: int
+    boxes: int
+    nanoseconds: int
+
+
+def _as_dict(struct: Any, kind: type[Any]) -> dict[str, Any]:
+    return {name: getattr(struct, name) for name in kind.__dataclass_fields__}
+
+
+_LEARNERS = {"branch": 1, "ensemble": 2}
+
+
+class Index:
+    """The index in a folder as its manifest lists it at this moment.
+
+    It stays usable when the folder is rewritten or removed. May be used by any number of threads.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        out = ffi.new("bw_index **")
+        _call(lib.bw_index_open, _folder(folder), out)
+        self._pointer = ffi.gc(out[0], lib.bw_index_close)
+        info = ffi.new("bw_index_info *")
+        lib.bw_index_describe(self._pointer, info)
+        self.info = IndexInfo(
+            info.rows, info.bytes, info.generation, info.segments,
+            uuids.UUID(bytes=bytes(info.uuid)), _fingerprints(info.fingerprints),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the files. Whoever still uses the index in another thread must be done."""
+        if self._pointer is not None:
+            ffi.release(self._pointer)
+            self._pointer = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self.info.rows
+
+    @property
+    def _open(self) -> Any:
+        if self._pointer is None:
+            raise errors.InputError("the index is closed: open it again")
+        return self._pointer
+
+    def segments(self) -> list[SegmentInfo]:
+        out = ffi.new("bw_segment_info *")
+        found = []
+        for number in range(self.info.segments):
+            _call(lib.bw_index_segment, self._open, number, out)
+            fields = _as_dict(out, SegmentInfo)
+            found.append(SegmentInfo(**{**fields, "name": _text(out.name)}))
+        return found
+
+    def validate(self) -> None:
+        """Deep check, O(rows); raises IndexCorrupt with the first contradiction."""
+        _call(lib.bw_index_validate, self._open)
+
+    def codes(self, ids: ArrayLike) -> Codes:
+        """Codes (n, 32) of ids in the order given; InputError for an id that is not there."""
+        wanted = check_ids(ids)
+        out = np.empty((len(wanted), DIMS), np.uint8)
+        _call(
+            lib.bw_index_codes, self._open, _int64(wanted), len(wanted), _uint8(out), ffi.NULL,
+            missing=errors.InputError,
+        )  # fmt: skip
+        return out
+
+    def lookup(self, ids: ArrayLike) -> tuple[Codes, NDArray[np.bool_]]:
+        """Codes (n, 32) of ids, zeros where there are none, and whether each is there (n,)."""
+        wanted = check_ids(ids)
+        out, found = np.empty((len(wanted), DIMS), np.uint8), np.empty(len(wanted), np.uint8)
+        _call(
+            lib.bw_index_codes, self._open, _int64(wanted), len(wanted), _uint8(out), _uint8(found)
+        )
+        return out, found.astype(bool)
+
+    def rows(self, first: int = 0, n: int | None = None) -> tuple[Ids, Codes]:
+        """Ids and codes of rows [first, first + n) in index order; all that follow without n."""
+        if n is None:
+            n = self.info.rows - first
+        if first < 0 or n < 0 or first + n > self.info.rows:
+            raise errors.InputError(
+                f"rows {first} .. {first + n} are not all among the index's {self.info.rows}"
+            )
+        ids, codes = np.empty(n, np.int64), np.empty((n, DIMS), np.uint8)
+        _call(lib.bw_index_rows, self._open, first, n, _int64(ids), _uint8(codes))
+        return ids, codes
+
+    def ids(self) -> Ids:
+        """All ids in index order."""
+        ids = np.empty(self.info.rows, np.int64)
+        _call(lib.bw_index_rows, self._open, 0, len(ids), _int64(ids), ffi.NULL)
+        return ids
+
+    def draw(self, n: int, seed: int = 0, exclude: ArrayLike = ()) -> Ids:
+        """At most n distinct random ids not in `exclude`; they depend on the seed and on the set
+        of ids alone."""
+        left_out = np.unique(check_ids(exclude))
+        ids = np.empty(n, np.int64)
+        drawn = ffi.new("size_t *")
+        _call(
+            lib.bw_index_draw, self._open, _seed(seed), n, _int64(left_out), len(left_out),
+            _int64(ids), drawn,
+        )  # fmt: skip
+        return ids[: drawn[0]]
+
+    def search(self, model: Model, *, count_only: bool = False, threads: int = 0) -> Found:
+        """All rows that the model matches, in index order; none of them with `count_only`.
+
+        Ctrl-C stops a long search between two morsels of work.
+        """
+        flags = int(lib.BW_COUNT_ONLY) if count_only else 0
+        out = ffi.new("bw_rows **")
+        stats = ffi.new("bw_stats *")
+
+        def work(cancel: Any) -> None:
+            _call(
+                lib.bw_search_run, self._open, model._pointer, flags, _threads(threads), cancel,
+                ffi.NULL if count_only else out, stats,
+            )  # fmt: skip
+
+        if self.info.rows <= _QUICK_ROWS:
+            work(ffi.NULL)
+        else:
+            _interruptible(work)
+        summary = Stats(**_as_dict(stats, Stats))
+        if count_only:
+            empty = np.empty(0, np.int64)
+            return Found(empty, np.empty(0, np.int32), empty, summary)
+        rows = ffi.gc(out[0], lib.bw_rows_free)
+        n = rows.rows
+        return Found(
+            _borrow(rows.ids, rows, n, np.int64), _borrow(rows.votes, rows, n, np.int32),
+            _borrow(rows.scores, rows, n, np.int64), summary,
+        )  # fmt: skip
+
+    def count(self, model: Model, *, threads: int = 0) -> int:
+        """How many rows the model matches."""
+        return self.search(model, count_only=True, threads=threads).stats.rows
+
+    def knn(
+        self, queries: ArrayLike, k: int, *, threads: int = 0
+    ) -> tuple[Ids, NDArray[np.uint32]]:
+        """The nearest rows of each query (n, 32): ids and squared distances on codes, both of the
+        shape (n, min(k, rows)), exact, nearest first, ties by id."""
+        rows = check_codes(queries)
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
+            raise errors.InputError(f"k must be from 1 to {MAX_K:,}, not {k!r}")
+        width = min(int(k), self.info.rows)
+        ids = np.empty((len(rows), width), np.int64)
+        distances = np.empty((len(rows), width), np.uint32)
+        for start in range(0, len(rows) if width else 0, _KNN_QUERIES):
+            some = rows[start : start + _KNN_QUERIES]
+            counts = np.empty(len(some), np.uint32)
+            _call(
+                lib.bw_knn, self._open, _uint8(some), len(some), width, _threads(threads),
+                ffi.from_buffer("int64_t[]", ids[start : start + len(some)]),
+                ffi.from_buffer("uint32_t[]", distances[start : start + len(some)]),
+                ffi.from_buffer("uint32_t[]", counts), ffi.NULL,
+            )  # fmt: skip
+        return ids, distances
+
+    def train(
+        self,
+        positives: ArrayLike,
+        negatives: ArrayLike = (),
+        *,
+        learner: str = "ensemble",
+        estimators: int = 25,
+        random_negatives: int = 500,
+        negative_weight: float = 1.0,
+        seed: int = 0,
+    ) -> tuple[Model, TrainStats]:
+        """Train on labelled ids. The same labels, options and rows give the same model."""
+        right = check_ids(positives, "positives")
+        wrong = check_ids(negatives, "negatives")
+        options = _options(learner, estimators, random_negatives, negative_weight, seed)
+        out, stats = ffi.new("bw_model **"), ffi.new("bw_train_stats *")
+        _call(
+            lib.bw_train, self._open, _int64(right), len(right), _int64(wrong), len(wrong),
+            options, out, stats, missing=errors.InputError,
+        )  # fmt: skip
+        return Model(out[0]), TrainStats(**_as_dict(stats, TrainStats))
+
+    def explain(self, model: Model) -> tuple[list[dict[str, Any]], Stats]:
+        """What each box of the model costs and finds by itself, and the model as a whole."""
+        reports = ffi.new("bw_box_report[]", max(model.info.boxes, 1))
+        total = ffi.new("bw_stats *")
+        _call(lib.bw_explain, self._open, model._pointer, reports, total)
+        names = [name for name, _ in ffi.typeof("bw_box_report").fields]
+        found = []
+        for number in range(model.info.boxes):
+            report = {name: getattr(reports[number], name) for name in names}
+            found.append({**report, "path": _text(report["path"])})
+        return found, Stats(**_as_dict(total, Stats))
+
+
+def train_codes(
+    positives: ArrayLike,
+    negatives: ArrayLike,
+    randoms: ArrayLike,
+    *,
+    learner: str = "ensemble",
+    estimators: int = 25,
+    negative_weight: float = 1.0,
+    seed: int = 0,
+    quantizer: str = "",
+) -> tuple[Model, TrainStats]:
+    """The same from codes (n, 32), without an index; `randoms` stand for the drawn rows."""
+    rows = [check_codes(codes) for codes in (positives, negatives, randoms)]
+    options = _options(learner, estimators, 0, negative_weight, seed)
+    out, stats = ffi.new("bw_model **"), ffi.new("bw_train_stats *")
+    arguments = [part for codes in rows for part in (_uint8(codes), len(codes))]
+    _call(lib.bw_train_codes, *arguments, options, quantizer.encode(), out, stats)
+    return Model(out[0]), TrainStats(**_as_dict(stats, TrainStats))
+
+
+def _options(
+    learner: str, estimators: int, random_negatives: int, negative_weight: float, seed: int
+) -> Any:
+    if learner not in _LEARNERS:
+        raise errors.InputError(f"learner must be one of {', '.join(_LEARNERS)}, not {learner!r}")
+    return ffi.new(
+        "bw_train_options *",
+        {
+            "learner": _LEARNERS[learner],
+            "estimators": check_count(estimators, "estimators", 1, MAX_ESTIMATORS),
+            "random_negatives": check_count(random_negatives, "random_negatives", 0, 100_000),
+            "negative_weight": float(negative_weight),
+            "seed": _seed(seed),
+        },
+    )
+
+
+def check_count(value: int, what: str, least: int, most: int) -> int:
+    """An integer in [least, most], or InputError."""
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not least <= value <= most:
+        raise errors.InputError(f"{what} must be from {least:,} to {most:,}, not {value!r}")
+    return int(value)
+
+
+def _seed(seed: int) -> int:
+    return check_count(seed, "seed", 0, 2**64 - 1)
+
+
+def _threads(threads: int) -> int:
+    return check_count(threads, "threads", 0, 4096)
+
+
+def _interruptible(work: Callable[[Any], None]) -> None:
+    """Run `work(cancel)` in another thread, and set the cancel flag when Ctrl-C comes."""
+    cancel = ffi.new("int32_t *")
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work(cancel)
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="boxwood-search")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException:
+        cancel[0] = 1
+        thread.join()
+        raise
+    if raised:
+        raise raised[0]

@@ -1,0 +1,254 @@
+"""The index folder of a collection: kept up to date with the codes table, checked, rebuilt.
+
+DuckDB holds the truth. What stands here is derived from it, so the worst that can happen to an
+index is that it is built again.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from boxwood import catalog, native
+from boxwood.catalog import Codes, Record
+from boxwood.errors import Error, IndexCorrupt, IndexMismatch, IndexMissing, IndexProblem
+from boxwood.native import Ids
+
+SEGMENT_ROWS = 1 << 20
+"""A segment of so many rows is not merged with newer ones by appends, only by `compact`."""
+
+_READ_ROWS = 1 << 18
+_CHECK_ROWS = 1 << 18
+
+
+class Store:
+    """A collection's index in this process; every Collection object on it shares one.
+
+    `lock` is held by whoever changes rows or index. `index` may be read without it: indexes are
+    immutable, and stay usable after newer ones have taken their place.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = threading.RLock()
+        self.index: native.Index | None = None
+        self.behind = False  # rows were committed that the index has not got
+        self.dropped = False
+
+    def __len__(self) -> int:
+        return 0 if self.index is None else len(self.index)
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    def open(self, of: Record) -> bool:
+        """Open the index as it is on disk; False when it is of another generation than the rows.
+        Raises IndexProblem for an index that cannot answer for this collection."""
+        index = native.Index(self.path)
+        if index.info.uuid != of.uuid:
+            raise IndexMismatch(
+                f"the index in {self.path} belongs to another collection ({index.info.uuid})"
+            )
+        current = index.info.generation == of.generation
+        if current and index.info.fingerprints != of.fingerprints:
+            raise IndexMismatch(
+                f"the index in {self.path} was made with another encoder, head or quantizer"
+            )
+        if current:
+            self.index, self.behind = index, False
+        return current
+
+    # --- writing ----------------------------------------------------------------------------------
+
+    def create(self, of: Record) -> None:
+        """An empty index, in a new folder."""
+        self.path.mkdir(parents=True)
+        self._list(of, [])
+
+    def extend(self, of: Record, ids: Ids, codes: Codes) -> None:
+        """Add the rows by which the collection came from the last generation to this one.
+
+        Small segments at the end are merged with the new rows as long as they are not more than
+        twice as many (the logarithmic method of Bentley and Saxe), so there are never many.
+        """
+        index = self.index
+        assert index is not None
+        segments = index.segments()
+        first, merged = len(index), len(ids)
+        kept = len(segments)
+        while kept and segments[kept - 1].rows <= min(2 * merged, SEGMENT_ROWS - 1):
+            kept -= 1
+            first -= segments[kept].rows
+            merged += segments[kept].rows
+        if first < len(index):
+            old_ids, old_codes = index.rows(first)
+            ids, codes = np.concatenate([old_ids, ids]), np.concatenate([old_codes, codes])
+        name = self._write(of, ids, codes)
+        self._list(of, [*(segment.name for segment in segments[:kept]), name])
+
+    def refresh(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
+        """Bring the index to the codes table: add what it lacks, or build it anew where it holds
+        what the table does not."""
+        index = native.Index(self.path)
+        same = index.info.fingerprints == of.fingerprints or len(index) == 0
+        if index.info.uuid != of.uuid or index.info.generation > of.generation or not same:
+            self.rebuild(cur, of)
+            return
+        there = np.sort(index.ids())
+        wanted = np.sort(read_ids(cur, of))
+        if len(np.setdiff1d(there, wanted, assume_unique=True)):
+            self.rebuild(cur, of)
+            return
+        missing = np.setdiff1d(wanted, there, assume_unique=True)
+        self.index = index
+        if len(missing):
+            self.extend(of, *read_codes(cur, of, missing))
+        else:
+            self._list(of, [segment.name for segment in index.segments()])
+
+    def rebuild(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        of: Record,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """One segment of all rows in the codes table, and nothing else in the folder."""
+        ids, codes = read_codes(cur, of)
+        if self.path.exists() and not self.path.is_dir():
+            raise IndexCorrupt(f"{self.path} is no folder: remove it, then repair again")
+        self.path.mkdir(parents=True, exist_ok=True)
+        names = [self._write(of, ids, codes, progress)] if len(ids) else []
+        self._list(of, names)
+        self._sweep(set(names))
+
+    def remove(self) -> None:
+        self.index, self.dropped = None, True
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(
+        self, of: Record, ids: Ids, codes: Codes, progress: Callable[[float], None] | None = None
+    ) -> str:
+        number = 0
+        while (self.path / (name := f"{of.generation:08}-{number:03}.segment")).exists():
+            number += 1
+        native.write_segment(
+            self.path, name, ids, codes, of.uuid, of.generation, of.fingerprints, progress
+        )
+        return name
+
+    def _list(self, of: Record, names: list[str]) -> None:
+        before = set() if self.index is None else {s.name for s in self.index.segments()}
+        native.write_manifest(self.path, of.uuid, of.generation, names, of.fingerprints)
+        self.index, self.behind = native.Index(self.path), False
+        # A reader in another thread may be about to open what the last manifest lists.
+        self._sweep(before | set(names))
+
+    def _sweep(self, keep: set[str]) -> None:
+        """Remove segments that are not listed, and files that a crash left half written."""
+        for entry in os.scandir(self.path):
+            unlisted = entry.name.endswith(".segment") and entry.name not in keep
+            if unlisted or (entry.name.startswith(".") and ".tmp-" in entry.name):
+                Path(entry).unlink(missing_ok=True)
+
+    # --- checking ---------------------------------------------------------------------------------
+
+    def state(self, of: Record) -> str:
+        """Of the files on disk, now: current, stale, missing, corrupt or foreign."""
+        try:
+            index = native.Index(self.path)
+        except IndexMissing:
+            return "missing"
+        except Error:
+            return "corrupt"
+        if index.info.uuid != of.uuid:
+            return "foreign"
+        return "current" if index.info.generation == of.generation else "stale"
+
+    def verify(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
+        """Deep check of the files on disk, and of every row against the codes table."""
+        with native.Index(self.path) as index:
+            if index.info.uuid != of.uuid or index.info.generation != of.generation:
+                raise IndexMismatch(f"the index in {self.path} is not that of these rows")
+            index.validate()
+            rows = catalog.row_count(cur, of)
+            if len(index) != rows:
+                raise IndexMismatch(
+                    f"the index in {self.path} has {len(index):,} rows, the codes table {rows:,}"
+                )
+            for ids, codes in _batches(cur, of, _CHECK_ROWS):
+                indexed, found = index.lookup(ids)
+                wrong = ~found | (indexed != codes).any(axis=1)
+                if wrong.any():
+                    row = ids[wrong.argmax()]
+                    raise IndexMismatch(
+                        f"the index in {self.path} and the codes table disagree on id {row}"
+                    )
+
+
+_stores: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
+_stores_lock = threading.Lock()
+
+
+def store_at(path: Path) -> Store:
+    """The one Store of a folder in this process."""
+    with _stores_lock:
+        store = _stores.get(str(path))
+        if store is None or store.dropped:
+            store = _stores[str(path)] = Store(path)
+        return store
+
+
+def hint(error: IndexProblem, where: catalog.Database, name: str) -> IndexProblem:
+    """The same error, with the repair named."""
+    database = where.path or ":memory:"
+    return type(error)(
+        f"{str(error).rstrip('.')}. The rows are safe in the database: `boxwood repair {database} "
+        f"{name}`, or Collection.open(con, {name!r}, repair=True), builds the index again"
+    )
+
+
+# --- the codes table ------------------------------------------------------------------------------
+
+
+def read_ids(cur: duckdb.DuckDBPyConnection, of: Record) -> Ids:
+    ids: Ids = cur.execute(f"SELECT id FROM {of.codes}").fetchnumpy()["id"]
+    return np.asarray(ids, np.int64)
+
+
+def read_codes(
+    cur: duckdb.DuckDBPyConnection, of: Record, only: Ids | None = None
+) -> tuple[Ids, Codes]:
+    """Ids (n,) and codes (n, 32) of the codes table, or of these of its ids."""
+    total = catalog.row_count(cur, of) if only is None else len(only)
+    ids, codes = np.empty(total, np.int64), np.empty((total, native.DIMS), np.uint8)
+    done = 0
+    for some_ids, some_codes in _batches(cur, of, _READ_ROWS, only):
+        ids[done : done + len(some_ids)] = some_ids
+        codes[done : done + len(some_ids)] = some_codes
+        done += len(some_ids)
+    return ids[:done], codes[:done]
+
+
+def _batches(
+    cur: duckdb.DuckDBPyConnection, of: Record, rows: int, only: Ids | None = None
+) -> Iterator[tuple[Ids, Codes]]:
+    columns = ", ".join(catalog.COLUMNS)
+    query = f"SELECT id, {columns} FROM {of.codes}"
+    if only is not None:
+        cur.register("boxwood_wanted", pa.table({"id": only}))
+        query += " SEMI JOIN boxwood_wanted USING (id)"
+    try:
+        for batch in cur.sql(query).to_arrow_reader(rows):
+            ids, *values = (column.to_numpy() for column in batch.columns)
+            if len(ids):
+                yield ids, np.stack(values, axis=1)
+    finally:
+        if only is not None:
+            cur.unregister("boxwood_wanted")

@@ -1,0 +1,196 @@
+/* fuzz_segment.c - segments and manifests as untrusted bytes. The first byte of an input says what the rest is: bit 0, make
+ * the checksums right first, so that the checks behind them are reached; bit 1, a manifest instead of a segment. Whatever
+ * opens is used in every way there is: wrong answers are allowed, reads outside the file are not. */
+#include "index.h"
+#include "segment_format.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define FIX_CHECKSUMS 1
+#define IS_MANIFEST 2
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number);
+
+static const char *const folder = "fuzz_segment.tmp";
+
+static void stop(const char *what) {
+    fprintf(stderr, "fuzz_segment: %s\n", what);
+    exit(1);
+}
+
+static void write_file(const char *name, const uint8_t *data, size_t size) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    if (file < 0 || write(file, data, size) != (ssize_t)size || close(file) != 0) {
+        stop("cannot write its input");
+    }
+}
+
+static void remove_files(void) {
+    const char *names[] = {"0", "1", "x", BW_MANIFEST_NAME};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char path[128];
+        snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
+/* Two good segments, which manifests list. */
+static void prepare(void) {
+    static bool done;
+    if (done) {
+        return;
+    }
+    done = true;
+    if (mkdir(folder, 0777) != 0 && errno != EEXIST) {
+        stop("cannot make its folder");
+    }
+    atexit(remove_files);
+    enum { ROWS = 600 };
+    static int64_t ids[ROWS];
+    static uint8_t codes[ROWS * BW_DIMS];
+    bw_random random = {1};
+    for (int i = 0; i < ROWS; i++) {
+        ids[i] = 5 * i;
+        for (int dim = 0; dim < BW_DIMS; dim++) {
+            codes[i * BW_DIMS + dim] = (uint8_t)bw_random_next(&random);
+        }
+    }
+    bw_segment_spec spec = {.rows = 300, .ids = ids, .codes = codes, .generation = 1, .fingerprints = {"e", "h", "q"}};
+    if (bw_segment_write(folder, "0", &spec, NULL, NULL, NULL) != BW_OK) {
+        stop("cannot write a segment");
+    }
+    spec.ids += 300;
+    spec.codes += 300 * BW_DIMS;
+    spec.rows = 1;
+    if (bw_segment_write(folder, "1", &spec, NULL, NULL, NULL) != BW_OK) {
+        stop("cannot write a segment");
+    }
+}
+
+static void use_index(const bw_index *index) {
+    enum { ROWS = 700 };
+    static int64_t ids[ROWS];
+    static uint8_t codes[ROWS * BW_DIMS], found[ROWS];
+    const int64_t exclude[] = {-1, 0, 5, 7, 7, 1000, INT64_MAX};
+    size_t drawn = 0;
+    bw_error error;
+    bw_index_validate(index, &error);
+    uint64_t n = index->info.rows < ROWS ? index->info.rows : ROWS;
+    bw_index_rows(index, 0, n, ids, codes, &error);
+    bw_index_codes(index, ids, n, codes, found, &error);
+    bw_index_draw(index, 3, 50, exclude, sizeof exclude / sizeof *exclude, ids, &drawn, &error);
+    bw_index_codes(index, ids, drawn, codes, NULL, &error);
+    bw_index_draw(index, 3, ROWS, NULL, 0, ids, &drawn, &error);
+}
+
+/* One segment twice, as an index: drawing must hold its bounds even where ids come in no order. */
+static void use_segment(bw_segment *segment) {
+    bw_segment *segments[] = {segment, segment};
+    uint64_t first_rows[] = {0, segment->rows, 2 * segment->rows};
+    uint64_t first_blocks[] = {0, segment->blocks, 2 * (uint64_t)segment->blocks};
+    bw_index index = {.info = {.rows = 2 * segment->rows, .segments = 2}, .segments = segments,
+                      .first_rows = first_rows, .first_blocks = first_blocks};
+    use_index(&index);
+}
+
+static void fix_segment(uint8_t *data, size_t size) {
+    if (size < BW_HEADER_BYTES) {
+        return;
+    }
+    bw_segment_header header;
+    memcpy(&header, data, sizeof header);
+    for (uint32_t i = 0; i < header.sections && i < BW_SECTIONS_MAX; i++) {
+        bw_section *section = &header.table[i];
+        if (section->offset <= size && section->bytes <= size - section->offset) {
+            section->checksum = bw_crc32c(0, data + section->offset, section->bytes);
+        }
+    }
+    header.bytes = size; /* cutting the file must not be all that is found */
+    header.checksum = bw_crc32c(0, &header, offsetof(bw_segment_header, checksum));
+    memcpy(data, &header, sizeof header);
+}
+
+static void fix_manifest(uint8_t *data, size_t size) {
+    if (size >= bw_manifest_bytes(0)) {
+        uint32_t checksum = bw_crc32c(0, data, size - sizeof checksum);
+        memcpy(data + size - sizeof checksum, &checksum, sizeof checksum);
+    }
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    prepare();
+    if (size < 1) {
+        return 0;
+    }
+    uint8_t flags = data[0];
+    uint8_t *file = malloc(size);
+    if (file == NULL) {
+        stop("out of memory");
+    }
+    size--;
+    memcpy(file, data + 1, size);
+    bw_error error;
+    if ((flags & IS_MANIFEST) != 0) {
+        if ((flags & FIX_CHECKSUMS) != 0) {
+            fix_manifest(file, size);
+        }
+        write_file(BW_MANIFEST_NAME, file, size);
+        bw_index *index;
+        if (bw_index_open(folder, &index, &error) == BW_OK) {
+            use_index(index);
+            bw_index_close(index);
+        }
+    } else {
+        if ((flags & FIX_CHECKSUMS) != 0) {
+            fix_segment(file, size);
+        }
+        write_file("x", file, size);
+        bw_segment *segment;
+        if (bw_segment_open(folder, "x", &segment, &error) == BW_OK) {
+            bw_segment_validate(segment, &error);
+            use_segment(segment);
+            bw_segment_close(segment);
+        }
+    }
+    free(file);
+    return 0;
+}
+
+static size_t read_seed(const char *name, uint8_t flags, uint8_t *buffer, size_t capacity) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) {
+        stop("cannot read a seed");
+    }
+    buffer[0] = flags;
+    size_t size = 1 + fread(buffer + 1, 1, capacity - 1, file);
+    fclose(file);
+    return size;
+}
+
+size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
+    const char *names[] = {"0", "1"};
+    prepare();
+    if (number < 6) { /* with right checksums more often than without */
+        return read_seed(names[number % 2], number < 4 ? FIX_CHECKSUMS : 0, buffer, capacity);
+    }
+    if (number < 9) {
+        bw_fingerprints fingerprints = {"e", "h", "q"};
+        const uint8_t uuid[16] = {0};
+        if (bw_manifest_write(folder, uuid, 1, names, number - 6, &fingerprints, NULL) != BW_OK) {
+            stop("cannot write a manifest");
+        }
+        return read_seed(BW_MANIFEST_NAME, IS_MANIFEST | FIX_CHECKSUMS, buffer, capacity);
+    }
+    return 0;
+}

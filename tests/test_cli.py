@@ -1,0 +1,493 @@
+"""The `boxwood` command: each subcommand end to end, exit codes, messages, and its own examples."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import boxwood
+from boxwood import cli, scenes
+
+ROWS = 600
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def process(*words: object, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "boxwood", *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def embeddings() -> np.ndarray:
+    """Ten clusters of 60 rows, 64-d; row i is of cluster i % 10."""
+    rng = np.random.default_rng(5)
+    centres = rng.standard_normal((10, 64))
+    rows = centres[np.arange(ROWS) % 10] + 0.3 * rng.standard_normal((ROWS, 64))
+    return rows.astype(np.float32)
+
+
+@pytest.fixture
+def database(tmp_path: Path, embeddings: np.ndarray, run: Run) -> Path:
+    """A database with the collection `rows`, made by `create --npy`; ids are 100, 101, ..."""
+    np.save(tmp_path / "emb.npy", embeddings)
+    np.save(tmp_path / "ids.npy", np.arange(ROWS) + 100)
+    path = tmp_path / "data.duckdb"
+    code, out, err = run("create", path, "rows", "--npy", tmp_path / "emb.npy",
+                         "--ids", tmp_path / "ids.npy")  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "600 rows" in out
+    return path
+
+
+def cluster(ids: list[int]) -> set[int]:
+    return {(i - 100) % 10 for i in ids}
+
+
+# --- help and usage -----------------------------------------------------------------------------
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys\n"
+        "from boxwood.cli import main\n"
+        "try:\n    main(['--help'])\n"
+        "except SystemExit:\n    pass\n"
+        "print({'numpy', 'duckdb', 'pyarrow', 'torch', 'PIL'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr == "set()\n"
+    assert "examples:" in done.stdout
+
+
+@pytest.mark.parametrize("command", [name for name in cli._EXAMPLES if name])
+def test_help_of_each_command_shows_its_examples(command: str, run: Run) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert f"boxwood {command} " in out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    "line", [line.strip() for text in cli._EXAMPLES.values() for line in text.splitlines()]
+)
+def test_examples_are_valid_commands(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("right.txt").write_text("17\n42\n")
+    Path("wrong.txt").write_text("5, 8")
+    words = shlex.split(line)
+    assert words[0] == "boxwood"
+    args = cli._parser().parse_args(words[1:])
+    assert args.command == words[1]
+    if args.command == "refine":
+        assert args.positives[0] == 17
+
+
+def test_no_command_prints_help_and_says_usage(run: Run) -> None:
+    code, out, _ = run()
+    assert code == 2
+    assert out.startswith("usage: boxwood")
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == (0, f"boxwood {boxwood.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["search", "x.duckdb", "rows"], "one of the arguments"),
+        (["search", "x.duckdb", "rows", "words", "--like", "3"], "not allowed with"),
+        (["search", "x.duckdb", "rows", "words", "-k", "0"], "at least 1"),
+        (["refine", "x.duckdb", "rows", "--positives", "1,two"], "'two' is not an id"),
+        (["refine", "x.duckdb", "rows", "--positives", "@none.txt"], "cannot read ids"),
+        (["refine", "x.duckdb", "rows"], "--positives"),
+        (["create", "x.duckdb", "rows", "--ids", "ids.npy"], "--ids belongs to --npy"),
+        (["create", "x.duckdb", "rows", "--npy", "a.npy", "--id", "id"], "--id belongs to"),
+        (["add", "x.duckdb", "rows"], "name image files"),
+        (["export", "x.duckdb", "rows", "--model", "m", "--out", "f.xls"], "must end in .parquet"),
+        (["frobnicate"], "invalid choice"),
+    ],
+)
+def test_wrong_usage(words: list[str], says: str, run: Run) -> None:
+    code, out, err = run(*words)
+    assert (code, out) == (2, "")
+    assert "boxwood: error: " in err
+    assert says in err
+
+
+# --- create -------------------------------------------------------------------------------------
+
+
+def test_create_from_parquet_and_from_table(
+    tmp_path: Path, embeddings: np.ndarray, run: Run
+) -> None:
+    table = pa.table(
+        {
+            "key": pa.array(np.arange(ROWS) + 100),
+            "vec": pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), 64),
+            "colour": pa.array([f"c{i % 3}" for i in range(ROWS)]),
+        }
+    )
+    pq.write_table(table, tmp_path / "emb.parquet")
+    path = tmp_path / "data.duckdb"
+    code, out, err = run("create", path, "one", "--parquet", tmp_path / "emb.parquet",
+                         "--id", "key", "--embedding", "vec")  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "600 rows" in out
+    con = duckdb.connect(path)
+    con.execute(f"CREATE TABLE pictures AS FROM '{tmp_path / 'emb.parquet'}'")
+    con.close()
+    code, out, err = run("create", path, "two", "--table", "pictures",
+                         "--id", "key", "--embedding", "vec")  # fmt: skip
+    assert (code, err) == (0, "")
+    code, out, _ = run("info", path, "--json")
+    assert code == 0
+    assert {(info["name"], info["rows"]) for info in json.loads(out)} == {
+        ("one", 600),
+        ("two", 600),
+    }
+    answers = [run("search", path, name, "--like", 107, "--json") for name in ("one", "two")]
+    rows = [json.loads(out) for _, out, _ in answers]
+    assert [r["id"] for r in rows[0]] == [r["id"] for r in rows[1]]
+    assert rows[1][0]["colour"] == "c1"  # 107 itself, row 7; metadata comes along
+
+
+def test_create_that_fails_leaves_no_database(tmp_path: Path, run: Run) -> None:
+    bad = np.ones((5, 64), np.float32)
+    bad[3, 7] = np.nan
+    np.save(tmp_path / "bad.npy", bad)
+    path = tmp_path / "data.duckdb"
+    code, out, err = run("create", path, "rows", "--npy", tmp_path / "bad.npy")
+    assert (code, out) == (1, "")
+    assert err.startswith("boxwood: error: ")
+    assert "3" in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.npy"]
+
+
+def test_create_that_fails_keeps_what_was_there(database: Path, tmp_path: Path, run: Run) -> None:
+    code, _, err = run("create", database, "other", "--npy", tmp_path / "absent.npy")
+    assert code == 1
+    assert "absent.npy" in err
+    code, out, _ = run("info", database, "--json")
+    assert [info["name"] for info in json.loads(out)] == ["rows"]
+
+
+def test_create_twice_says_so(database: Path, tmp_path: Path, run: Run) -> None:
+    code, _, err = run("create", database, "rows", "--npy", tmp_path / "emb.npy")
+    assert code == 1
+    assert "rows" in err
+    assert run("search", database, "rows", "--like", 100)[0] == 0
+
+
+# --- add, search, refine, export ----------------------------------------------------------------
+
+
+def test_add_embeddings(database: Path, tmp_path: Path, embeddings: np.ndarray, run: Run) -> None:
+    np.save(tmp_path / "more.npy", embeddings[:50])
+    np.save(tmp_path / "more_ids.npy", np.arange(50) + 1000)
+    more = ("--npy", tmp_path / "more.npy", "--ids", tmp_path / "more_ids.npy")
+    code, out, err = run("add", database, "rows", *more)
+    assert (code, out, err) == (0, "50 added\n", "")
+    code, out, _ = run("search", database, "rows", "--like", 1007, "-k", 2, "--json")
+    assert {row["id"] for row in json.loads(out)} == {107, 1007}  # equal vectors
+    code, _, err = run("add", database, "rows", *more)
+    assert code == 1
+    assert "1000" in err  # the first id that is there already
+
+
+def test_search_prints_a_table_json_and_csv(database: Path, run: Run) -> None:
+    code, out, err = run("search", database, "rows", "--like", 104, "-k", 5)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0].split()[:2] == ["id", "distance"]
+    assert set(lines[1]) == {"-", " "}
+    assert lines[2].split() == ["104", "0"]
+    as_table = [int(line.split()[0]) for line in lines[2:]]
+    _, out, _ = run("search", database, "rows", "--like", 104, "-k", 5, "--json")
+    as_json = [row["id"] for row in json.loads(out)]
+    _, out, _ = run("search", database, "rows", "--like", 104, "-k", 5, "--csv")
+    as_csv = [int(row["id"]) for row in csv.DictReader(io.StringIO(out))]
+    assert as_table == as_json == as_csv
+    assert cluster(as_json) == {4}
+
+
+def test_more_than_there_is(database: Path, run: Run) -> None:
+    code, out, _ = run("search", database, "rows", "--like", 104, "-k", 5000, "--json")
+    assert code == 0
+    assert len(json.loads(out)) == ROWS
+
+
+@pytest.mark.parametrize("learner", ["branch", "ensemble", "tree", "forest"])
+def test_refine_and_export(database: Path, learner: str, tmp_path: Path, run: Run) -> None:
+    if learner in ("tree", "forest"):
+        pytest.importorskip("sklearn")
+    model = tmp_path / "model.json"
+    labels = ("--positives", "104,114,124,134,144,154,164,174", "--negatives", "105,106,107")
+    code, out, err = run("refine", database, "rows", *labels, "--learner", learner,
+                         "--limit", 0, "--save-model", model, "--json")  # fmt: skip
+    assert (code, err) == (0, f"wrote {model}\n")
+    found = json.loads(out)
+    ids = [row["id"] for row in found["rows"]]
+    assert found["count"] == len(ids) == len(set(ids)) > 8
+    assert sum((i - 100) % 10 == 4 for i in ids) / len(ids) > 0.9
+    scores = [row["score"] for row in found["rows"]]
+    assert scores == sorted(scores, reverse=True)
+
+    for suffix in ("parquet", "csv", "json"):
+        target = tmp_path / f"found.{suffix}"
+        code, out, err = run("export", database, "rows", "--model", model, "--out", target)
+        assert (code, out, err) == (0, f"wrote {len(ids):,} rows to {target}\n", "")
+        written = duckdb.sql(f"SELECT id, score FROM '{target}'").fetchall()
+        assert [row[0] for row in written] == ids
+        assert [row[1] for row in written] == pytest.approx(scores)
+
+
+def test_refine_table_limit_and_sql(database: Path, run: Run) -> None:
+    labels = ("--positives", "104,114,124,134,144", "--negatives", "105,106")
+    code, out, err = run("refine", database, "rows", *labels, "--limit", 3, "--sql")
+    assert (code, err) == (0, "")
+    *_, last = out.splitlines()
+    count = int(re.fullmatch(r"([\d,]+) images match; 3 shown", last)[1].replace(",", ""))  # type: ignore[index]
+    statement = out.split("\nid ", 1)[0]
+    con = boxwood.connect(database)
+    rows = con.execute(statement).fetchall()
+    con.close()
+    assert len(rows) == count
+
+
+def test_refine_reads_labels_from_files(database: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "right.txt").write_text("104\n114, 124\n134 144\n")
+    one = run("refine", database, "rows", "--positives", f"@{tmp_path / 'right.txt'}", "--json")
+    two = run("refine", database, "rows", "--positives", "104,114,124,134,144", "--json")
+    assert one == two
+    assert one[0] == 0
+
+
+def test_same_seed_same_answer_other_options_other_answer(database: Path, run: Run) -> None:
+    def count(*options: object) -> list[object]:
+        code, out, _ = run("refine", database, "rows", "--positives", "104,114,124", "--limit", 0,
+                           "--json", *options)  # fmt: skip
+        assert code == 0
+        return [row["id"] for row in json.loads(out)["rows"]]
+
+    assert count("--seed", 3) == count("--seed", 3)
+    assert count("--random-negatives", 0) != count("--random-negatives", 400)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["refine", "--positives", "99999"], "99999"),
+        (["refine", "--positives", "104", "--negatives", "104"], "104"),
+        (["refine", "--positives", ""], "positive"),
+        (["search", "--like", "99999"], "99999"),
+        (["search", "a red circle"], "encoder"),
+        (["search", "--image", "absent.jpg"], "absent.jpg"),
+    ],
+)
+def test_bad_input_is_explained(database: Path, words: list[str], says: str, run: Run) -> None:
+    code, out, err = run(words[0], database, "rows", *words[1:])
+    assert (code, out) == (1, "")
+    assert err.startswith("boxwood: error: ")
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_missing_things_are_named(database: Path, tmp_path: Path, run: Run) -> None:
+    absent = tmp_path / "absent.duckdb"
+    for words in (["info"], ["search", "rows", "--like", 1], ["repair"],
+                  ["add", "rows", "x.jpg"]):  # fmt: skip
+        code, _, err = run(words[0], absent, *words[1:])
+        assert code == 1
+        assert "boxwood create" in err
+        assert not absent.exists()
+    code, _, err = run("search", database, "rose", "--like", 104)
+    assert code == 1
+    assert "'rose'" in err
+    assert "rows" in err
+    code, _, err = run("info", database, "rose")
+    assert (code, "rows" in err) == (1, True)
+    code, _, err = run("export", database, "rows", "--model", tmp_path / "m.json",
+                       "--out", tmp_path / "f.csv")  # fmt: skip
+    assert (code, "m.json" in err) == (1, True)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "text.duckdb"
+    path.write_text("hello" * 1000)
+    code, _, err = run("info", path)
+    assert code == 1
+    assert err.startswith("boxwood: error: ")
+    assert path.read_text() == "hello" * 1000
+
+
+def test_a_broken_model(database: Path, tmp_path: Path, run: Run) -> None:
+    for text in ("{", '{"boxwood_model": 1}', "[]", "\xff"):
+        (tmp_path / "m.json").write_text(text)
+        code, _, err = run("export", database, "rows", "--model", tmp_path / "m.json",
+                           "--out", tmp_path / "f.csv")  # fmt: skip
+        assert code == 1
+        assert err.startswith("boxwood: error: ")
+        assert not (tmp_path / "f.csv").exists()
+
+
+# --- info and repair ----------------------------------------------------------------------------
+
+
+def test_info(database: Path, run: Run) -> None:
+    code, out, _ = run("info", database)
+    assert code == 0
+    assert out.splitlines()[2].split()[:2] == ["rows", "600"]
+    code, out, _ = run("info", database, "rows")
+    assert code == 0
+    assert re.search(r"^rows +600$", out, re.MULTILINE)
+    code, out, _ = run("info", database, "rows", "--json")
+    assert json.loads(out)["rows"] == 600
+
+
+def test_info_shell_runs_in_the_shell(database: Path, run: Run) -> None:
+    code, out, _ = run("info", database, "rows", "--shell")
+    assert code == 0
+    words = shlex.split(out.splitlines()[0])
+    assert words[0] == "duckdb"
+    shell = Path(sys.executable).with_name("duckdb")
+    if not shell.exists():
+        pytest.skip("needs the package duckdb-cli")
+    done = subprocess.run([shell, *words[1:]], input="\n".join(out.splitlines()[1:]),
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "600" in done.stdout
+
+
+def test_repair_and_check(database: Path, run: Run) -> None:
+    before = run("search", database, "rows", "--like", 104, "--json")
+    assert run("repair", database, "--check") == (0, "rows: sound\n", "")
+    [segment] = Path(f"{database}.boxwood").glob("*/*.segment")
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 0x40
+    segment.write_bytes(data)
+    code, out, _ = run("repair", database, "rows", "--check")
+    assert code == 1
+    assert out.startswith("rows: ")
+    code, _, err = run("search", database, "rows", "--like", 104)
+    assert code == 1
+    assert "boxwood repair" in err
+    code, out, _ = run("repair", database)
+    assert (code, out) == (0, "rows: index rebuilt, 600 rows\n")
+    assert run("search", database, "rows", "--like", 104, "--json") == before
+    assert run("repair", database, "--check")[0] == 0
+
+
+def test_a_second_writer_is_told(database: Path) -> None:
+    con = boxwood.connect(database)
+    try:
+        done = process("repair", database)
+        _, err = done.communicate(timeout=60)
+    finally:
+        con.close()
+    assert done.returncode == 1
+    assert err.startswith("boxwood: error: ")
+    assert "lock" in err.lower() or "another" in err.lower()
+
+
+# --- images -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 240 scenes."""
+    pytest.importorskip("open_clip")
+    folder = tmp_path_factory.mktemp("pictures")
+    scenes.write(folder, 240, 1)
+    return folder
+
+
+def test_images_from_create_to_sheet(pictures: Path, tmp_path: Path, run: Run) -> None:
+    path = tmp_path / "data.duckdb"
+    code, out, err = run("create", path, "scenes", "--images", pictures, "--no-progress")
+    assert code == 0
+    assert out.startswith("240 added, 0 were there already, 0 could not be read")
+    assert "tiny-scenes" in err
+    assert "--encoder ViT-B-32" in err
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
+    code, out, err = run("add", path, "scenes", pictures, tmp_path / "broken.png", "--no-progress")
+    assert code == 0
+    assert out.startswith("0 added, 240 were there already, 1 could not be read")
+    assert "broken.png" in err
+
+    sheet = tmp_path / "found.png"
+    code, out, err = run(
+        "search", path, "scenes", "a red circle", "-k", 12, "--sheet", sheet, "--json"
+    )
+    assert (code, err) == (0, f"wrote {sheet}\n")
+    words = json.loads(out)
+    assert len(words) == 12
+    assert Path(words[0]["uri"]).parent == pictures.resolve()
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    code, out, _ = run("search", path, "scenes", "--image", words[0]["uri"], "-k", 3, "--json")
+    assert code == 0
+    assert json.loads(out)[0]["id"] == words[0]["id"]
+    code, out, err = run("refine", path, "scenes", "--positives", words[0]["id"], "--sheet",
+                         tmp_path / "sheet.jpg", "--negatives", words[-1]["id"])  # fmt: skip
+    assert code == 0
+    code, _, err = run("search", path, "scenes", "a red circle", "--sheet", tmp_path / "sheet.txt")
+    assert (code, "must end in" in err) == (1, True)
+
+
+def test_interrupted_add_goes_on(tmp_path: Path, pictures: Path) -> None:
+    path = tmp_path / "data.duckdb"
+    started = process("create", path, "scenes", "--images", pictures, "--batch", 8)
+    deadline = time.monotonic() + 120
+    # Interrupt once some images are in: their segments stand beside the database.
+    while len(list(tmp_path.glob("*.boxwood/*/*.segment"))) < 2:
+        assert started.poll() is None, started.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    _, err = started.communicate(timeout=60)
+    assert started.returncode == 130, err
+    assert "interrupted" in err
+    done = process("add", path, "scenes", pictures)
+    out, err = done.communicate(timeout=120)
+    assert done.returncode == 0, err
+    added, skipped = map(int, re.match(r"(\d+) added, (\d+) were there already", out).groups())  # type: ignore[union-attr]
+    assert added + skipped == 240
+    assert skipped > 0
+    checked = process("repair", path, "--check")
+    out, _ = checked.communicate(timeout=60)
+    assert (checked.returncode, out) == (0, "scenes: sound\n")

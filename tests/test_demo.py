@@ -1,0 +1,223 @@
+"""The demo: it runs, its figures agree with each other, and its answers are good enough to show."""
+
+from __future__ import annotations
+
+import base64
+import io
+import itertools
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import boxwood
+from boxwood import demo
+from boxwood.errors import InputError
+
+pytest.importorskip("open_clip")
+pytest.importorskip("sklearn")
+
+IMAGES = 600
+ROUNDS = 3
+
+
+class Tables(HTMLParser):
+    """Every table of a page as rows of cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.cell: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr":
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.cell = []
+
+    def handle_data(self, data: str) -> None:
+        if self.cell is not None:
+            self.cell.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self.cell is not None:
+            self.tables[-1][-1].append("".join(self.cell))
+            self.cell = None
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
+    """The demo as a person runs it: its folder, its output, its seconds."""
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "boxwood", "demo", "--folder", str(folder),
+         "--images", str(IMAGES), "--rounds", str(ROUNDS)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - start
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout, seconds
+
+
+def rounds(output: str) -> list[list[list[str]]]:
+    """The tables of rounds as printed, one a query."""
+    tables: list[list[list[str]]] = []
+    inside = False
+    for line in output.splitlines():
+        cells = line.split()
+        if line.startswith("learner "):
+            tables.append([])
+        if cells and cells[0] in demo.LEARNERS:
+            inside = True
+            tables[-1].append(cells)
+        elif inside and not cells:
+            inside = False
+    return tables
+
+
+def test_it_takes_its_time_and_no_more(ran: tuple[Path, str, float]) -> None:
+    assert ran[2] < 120  # about 20 s on two idle cores
+
+
+def test_every_learner_has_every_round(ran: tuple[Path, str, float]) -> None:
+    tables = rounds(ran[1])
+    assert len(tables) == len(demo.QUERIES)
+    for table in tables:
+        wanted = [[name, str(i + 1)] for name in demo.LEARNERS for i in range(ROUNDS)]
+        assert [row[:2] for row in table] == wanted
+
+
+def test_figures_agree(ran: tuple[Path, str, float]) -> None:
+    truths = [int(n) for n in re.findall(r'^".*": (\d+) of 600', ran[1], re.MULTILINE)]
+    assert len(truths) == len(demo.QUERIES)
+    for truth, table in zip(truths, rounds(ran[1]), strict=True):
+        for _, number, right, wrong, found, *measured in table:
+            precision, recall, f1 = map(float, measured[:3])
+            hits = round(precision * int(found))
+            assert recall == pytest.approx(hits / truth, abs=6e-4)
+            assert f1 == pytest.approx(2 * hits / (int(found) + truth), abs=6e-4)
+            labels = int(right) + int(wrong)
+            assert labels <= demo.PAGE * demo.PAGES + (int(number) - 1) * (demo.TOP + demo.BORDER)
+            assert int(right) <= truth
+        for earlier, later in itertools.pairwise(table):
+            if earlier[0] == later[0]:  # labels only grow
+                assert int(later[2]) >= int(earlier[2])
+                assert int(later[3]) >= int(earlier[3])
+
+
+def test_answers_are_worth_showing(ran: tuple[Path, str, float]) -> None:
+    last = [
+        float(row[7])
+        for table in rounds(ran[1])
+        for row in table
+        if row[0] == "ensemble" and row[1] == str(ROUNDS)
+    ]
+    assert min(last) > 0.4
+    assert sum(last) / len(last) > 0.6
+
+
+def test_the_report_says_the_same_and_needs_nothing_else(ran: tuple[Path, str, float]) -> None:
+    page = (ran[0] / "report.html").read_text(encoding="utf-8")
+    parser = Tables()
+    parser.feed(page)
+    assert [table[1:] for table in parser.tables] == rounds(ran[1])
+    assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert page.count("<svg") == len(demo.QUERIES)
+    image_module = pytest.importorskip("PIL.Image")
+    pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
+    assert len(pictures) >= len(demo.QUERIES)
+    for data in pictures:
+        assert image_module.open(io.BytesIO(base64.b64decode(data))).width > 300
+    with image_module.open(ran[0] / "contact-sheet.png") as sheet:
+        assert sheet.height > 300
+
+
+def test_the_sql_shown_gives_what_was_printed(ran: tuple[Path, str, float]) -> None:
+    folder, output, _ = ran
+    statement = re.search(r"^    (SELECT t\.background.*?;)$", output, re.MULTILINE | re.DOTALL)
+    assert statement is not None
+    con = boxwood.connect(folder / "demo.duckdb", read_only=True)
+    rows = con.execute(statement[1]).fetchall()
+    con.close()
+    found = next(
+        int(row[4]) for row in rounds(output)[0] if row[0] == "ensemble" and row[1] == str(ROUNDS)
+    )
+    assert sum(row[-1] for row in rows) == found
+    printed = re.findall(r"^    (white|black|gray) +\S+ +(\d+)$", output, re.MULTILINE)
+    assert sum(int(count) for _, count in printed) == found
+
+
+def test_a_second_run_adds_nothing_and_finds_the_same(
+    ran: tuple[Path, str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo.run(ran[0], images=IMAGES, rounds=1, queries=demo.QUERIES[:1])
+    again = capsys.readouterr().out
+    assert "0 added" in again
+    first = [row[:-2] for row in rounds(ran[1])[0] if row[1] == "1"]  # without times
+    assert [row[:-2] for row in rounds(again)[0]] == first
+
+
+def test_another_size_starts_anew_and_touches_nothing_else(
+    ran: tuple[Path, str, float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (ran[0] / "images" / "mine.png").write_bytes(b"mine")
+    (ran[0] / "notes.txt").write_text("mine")
+    (ran[0] / "demo.duckdb").write_bytes(b"no database at all")
+    demo.run(ran[0], images=150, rounds=1, queries=["a red shape"])
+    out = capsys.readouterr().out
+    assert "150 added" in out
+    assert len(list((ran[0] / "images").glob("scene_*"))) == 150
+    assert (ran[0] / "images" / "mine.png").read_bytes() == b"mine"
+    assert (ran[0] / "notes.txt").read_text() == "mine"
+
+
+def test_bad_settings_are_refused_before_any_work(tmp_path: Path) -> None:
+    for settings in ({"images": 5}, {"rounds": 0}, {"queries": ["a leopard"]}):
+        with pytest.raises(InputError):
+            demo.run(tmp_path / "out", **settings)  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+# --- labels and measures ------------------------------------------------------------------------
+
+
+def test_quality() -> None:
+    truth = frozenset({1, 2, 3, 4})
+    assert demo.quality([1, 2, 9], truth) == demo.Quality(3, 2 / 3, 0.5, 4 / 7)
+    assert demo.quality([], truth) == demo.Quality(0, 0.0, 0.0, 0.0)
+    assert demo.quality([], frozenset()) == demo.Quality(0, 0.0, 0.0, 0.0)
+
+
+def test_a_person_labels_what_is_shown_once() -> None:
+    person = demo.Person(frozenset({2, 4, 6}))
+    person.look([1, 2, 3])
+    person.look([2, 3, 4, 4])
+    assert (person.positives, person.negatives) == ([2, 4], [1, 3])
+
+
+def test_the_first_page_is_turned_until_something_is_right() -> None:
+    by_words = list(range(1000))
+    assert demo.first_page(demo.Person(frozenset({3})), by_words) == list(range(60))
+    late = demo.Person(frozenset({130}))
+    assert demo.first_page(late, by_words) == list(range(180))
+    assert late.positives == [130]
+    never = demo.Person(frozenset({999}))
+    assert demo.first_page(never, by_words) == list(range(300))
+    assert never.positives == []
+
+
+def test_the_next_page_shows_the_best_and_the_last_and_then_goes_on_by_words() -> None:
+    person = demo.Person(frozenset(), negatives=[0, 1, 2])
+    ranked = list(range(100))
+    assert demo.next_page(person, ranked, []) == [*range(3, 23), *range(90, 100)]
+    assert demo.next_page(person, list(range(25)), []) == list(range(3, 25))
+    few = demo.next_page(person, [1, 7, 5], list(range(200)))
+    assert few[:2] == [7, 5]
+    assert few[2:] == [i for i in range(200) if i not in {0, 1, 2, 5, 7}][:28]

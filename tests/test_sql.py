@@ -835,3 +835,29 @@ def test_schema_can_be_run_twice() -> None:
         "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'boxwood' ORDER BY 1"
     ).fetchall()
     assert tables == [("collections",), ("heads",), ("texts",)]
+
+
+def test_examples_of_the_docs(tmp_path: Path) -> None:
+    """Every sql block of docs/SQL.md, on a collection that has what they name."""
+    document = (ROOT / "docs" / "SQL.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sql\n(.*?)^```", document, re.S | re.M)
+    assert blocks
+    codes, ids = golden_rows()[1], np.arange(600, dtype=np.int64)
+    index = write_index(tmp_path / "index", ids, codes)
+    con = connect()
+    con.execute(SCHEMA)
+    codes_table(con, ids, codes)
+    con.execute("CREATE TABLE boxwood.photos_codes AS FROM codes")
+    con.execute(
+        "CREATE TABLE photos AS SELECT id, 'x' || id AS uri, DATE '2024-01-01' + id::INTEGER AS"
+        " taken FROM codes; CREATE TABLE likes AS SELECT 17 AS id, 'me' AS who"
+    )
+    con.execute("INSERT INTO boxwood.texts SELECT 'photos', 'a leopard', code FROM lists LIMIT 1")
+    con.execute(MACROS)
+    con.execute(SHELL)
+    con.execute(f"SET VARIABLE boxwood_index = MAP {{'photos': '{index}'}}")
+    for block in blocks:
+        script = block.replace("d01, /* .. */ d31", ", ".join(COLUMNS[1:]))
+        for statement in con.extract_statements(script):
+            rows = con.execute(statement.query).fetchall()
+            assert rows or statement.type.name == "SET", statement.query

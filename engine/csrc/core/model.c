@@ -71,8 +71,11 @@ static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const
         return bw_fail(error, BW_INVALID, "model: estimators: there are %u of them; at most %d are allowed",
                        estimators, BW_MAX_ESTIMATORS);
     }
+    if (first_box[0] != 0) {
+        return bw_fail(error, BW_INVALID, "model: estimators: the first one must begin at box 0");
+    }
     for (uint32_t e = 0; e < estimators; e++) {
-        if (first_box[e + 1] < first_box[e] || first_box[0] != 0) {
+        if (first_box[e + 1] < first_box[e]) {
             return bw_fail(error, BW_INVALID, "model: estimators[%u]: its number of boxes is negative", e);
         }
     }

@@ -1,61 +1,64 @@
-/* train_branch.c - learners of decision branches, after "CLIP-Branches: Interactive Fine-Tuning for
- * Text-Image Retrieval" (SIGIR 2024): a branch is a union of boxes that are grown bottom-up around the
- * positives, with borders set by Gini between positives and negatives; an ensemble votes among branches on
- * bootstraps. What is ours: the size of a box comes from a variance with a prior, so that a few labels make a
- * box that generalises.
+/* clang-format off */
+/* train_branch.c - learners of decision branches, after "CLIP-Branches: Interactive Fine-Tuning for Text-Image
+ * Retrieval" (SIGIR 2024): a branch is a union of boxes that are grown bottom-up around the positives, with borders set
+ * by Gini between positives and negatives; an ensemble votes among branches on bootstraps. What is ours: the size of a
+ * box comes from a variance with a prior, so that a few labels make a box that generalises.
  *
- * Everything is integer arithmetic; "/" is division of non-negative numbers rounded down unless said
- * otherwise, isqrt the integer square root. The specification, which tests/learner_twin.py follows word by
- * word:
+ * Everything is integer arithmetic; "/" rounds down, and isqrt is the integer square root. The specification, which
+ * tests/learner_twin.py follows word by word:
  *
- * Training set. Rows are positives, given negatives, and random negatives, in the order given. Random numbers
- * come from one SplitMix64 with the seed; below(n) is bw_random_below. A given negative weighs floor(256 *
- * negative_weight + 1/2), a random one 256; a positive 1.
+ * Training set. Rows are positives, given negatives and random negatives, in the order given. Random numbers come from
+ * one SplitMix64 with the seed; below(n) is bw_random_below. A given negative weighs floor(256 * negative_weight + 1/2),
+ * a random one 256.
  *
- * Prior. Out of the random negatives (or, when they are fewer than 8, the given negatives followed by the
- * random ones) n = min(rows, 512) evenly spaced rows i * rows / n are taken, and for each the k = min(4, n -
- * 1) others nearest to it (squared distance, ties by place). prior[d] = max(256, 128 * (sum of the squared
- * differences in d) / (n * k)): half the mean squared difference of neighbours, which is the variance inside
- * small neighbourhoods, in 1/256. With n = 1: 16384.
+ * Prior. Out of the random negatives (or, when they are fewer than 8, the given negatives followed by the random ones)
+ * n = min(rows, 512) evenly spaced rows i * rows / n are taken, and for each the k = min(4, n - 1) others nearest to it
+ * (squared distance, ties by place).
+ *     prior[d] = max(256, 128 * (sum of the squared differences in d) / (n * k)), or 16384 where n = 1:
+ * half the mean squared difference of neighbours is the variance inside small neighbourhoods; here in 1/256.
  *
  * Estimators, one after the other.
- *  ensemble: 16 dimensions are drawn (for i = 0..15: j = i + below(32 - i), swap places i and j of 0, 1, ..
- * 31; the first 16), then a bootstrap of the positives, of the given and of the random negatives: min(rows,
- * limit) times below(rows); limits 2048, 4096, 4096. A row drawn c times counts c times. branch: all 32
- * dimensions; a list longer than its limit is drawn from likewise, any other is taken whole. Let P and W be
- * the total counts of positives and weights of negatives (weight times count) in it. The share of positives
- * or negatives in some set of rows is its count or weight * 65536 / P or W. For shares a and b
- *      purity(a, b) = part(a, b) + part(65536 - a, 65536 - b), part(a, b) = a * a / (a + 16 * b), or 0 where
- * a = 0, which grows as the Gini impurity of the division falls when the negatives weigh 16 times the
- * positives: what is looked for is rare in a collection.
+ *   ensemble: 16 dimensions are drawn (for i = 0 .. 15: j = i + below(32 - i); swap places i and j of 0, 1, .. 31; the
+ *     first 16), then a bootstrap of the positives, of the given and of the random negatives: min(rows, limit) times
+ *     below(rows), with limits 2048, 4096, 4096. A row that is drawn c times counts c times.
+ *   branch: all 32 dimensions; a list longer than its limit is drawn from likewise, any other is taken whole.
+ * Let P be the number of positives, W the weight of the negatives, both by count. The share of some positives is their
+ * count * 65536 / P, that of some negatives their weight (times count) * 65536 / W. For two such shares a and b
+ *     purity(a, b) = part(a, b) + part(65536 - a, 65536 - b), part(a, b) = a * a / (a + 16 * b), or 0 where a = 0,
+ * which rises as the Gini impurity of the division falls when the negatives weigh 16 times the positives: what people
+ * look for is rare in a collection.
  *
- * Growth. While there are uncovered positives, fewer than 16 boxes, and fewer than 32 seeds were drawn:
- *  1. The seed is uncovered positive below(number of them), in order of rows.
- *  2. The uncovered positives are sorted by squared distance to the seed, ties by row. Groups: the nearest m
- * of them, for m = all, m / 2, m / 4, .. 1. Each group gives a box (3); those that do not contain the seed
- * are dropped; the one of the highest purity (a: uncovered positives) stays, on ties the one of the larger
- * group. The group of one always has a box.
- *  3. Box of a group with n positives by count, u rows, sum S and sum of squares Q a dimension:
- *         scatter = 256 * (n * Q - S * S) * u / (n * n), variance = (4 * prior + scatter) * (u + 1) / ((u +
- * 3) * u), z = 154 + 154 / (4 + u), half = max(16, isqrt(variance * z * z / 4096)), center = (32 * S + n) /
- * (2 * n), lo = max(0, ceil((center - half) / 16)), hi = min(255, (center + half) / 16): a posterior
- * predictive interval of z / 64 standard deviations, half and center in 1/16. Dimensions are then chosen out
- *     of the estimator's, up to 6, one by one: the one that leaves the least weight of negatives inside the
- * box so far; on ties, the one with the least weight of all negatives in its range; then the lowest.
- *  4. Borders of the box, for each chosen dimension in ascending order, hi, then lo. The slab is the
- * uncovered positives and the negatives inside the other chosen ranges. Candidates are the places within half
- * / 128 of the border that stay in 0..255 and leave the seed inside, and the purity of each comes from the
- * rows of the slab in the range that ends there. A border whose purity is the highest stays; otherwise it
- * goes to the middle (rounded towards the old border) of the nearest run of neighbouring candidates of the
- * highest purity, on ties the run that makes the box larger: midway between the last row inside and the next
- * outside, where there are such rows nearby.
- *  5. The box is kept if the share of the uncovered positives inside it is more than twice that of the
- * negatives. The positives inside are covered, and the seed in any case. A branch that would stay without
- * boxes keeps its first one.
+ * Growth of a branch. While there are uncovered positives, fewer than 16 boxes, and fewer than 32 seeds were drawn:
+ *   1. The seed is uncovered positive number below(how many there are), in the order of rows.
+ *   2. The uncovered positives are sorted by squared distance to the seed, ties by row. Groups are the nearest m of
+ *      them, for m = all, m / 2, m / 4, .. 1. Each group gives a box (3). Boxes that do not contain the seed are
+ *      dropped; the one of the highest purity stays, on ties that of the larger group. a counts uncovered positives.
+ *   3. The box of a group with n positives by count in u rows, with sum S and sum of squares Q in a dimension:
+ *          scatter = 256 * (n * Q - S * S) * u / (n * n)
+ *          scale = min(320, (4096 + sum over the 32 dimensions of 256 * scatter / prior) / (16 + 32 * (u - 1)))
+ *          local = max(256, prior * scale / 256)
+ *          variance = (4 * local + scatter) * (u + 1) / ((u + 3) * u)
+ *          z = 154 + 154 / (4 + u)
+ *          half = max(16, isqrt(variance * z * z / 4096))
+ *          center = (32 * S + n) / (2 * n)
+ *          lo = max(0, ceiling((center - half) / 16)), hi = min(255, (center + half) / 16)
+ *      This is a posterior predictive interval of z / 64 standard deviations, with half and center in 1/16. The 32
+ *      dimensions together tell how wide the group is against neighbourhoods in the collection, even when it has two
+ *      rows: that is scale, in 1/256. Dimensions are then chosen out of the estimator's, 6 of them, one by one: the one
+ *      that leaves the least weight of negatives inside the box so far; on ties, the one with the least weight of all
+ *      negatives in its range; then the lowest.
+ *   4. Borders of the box: for each chosen dimension in ascending order hi, then lo. The slab is the uncovered positives
+ *      and the negatives inside the other chosen ranges. Candidates are the places within half / 128 of the border that
+ *      stay in 0 .. 255 and leave the seed inside; the purity of each is that of the rows of the slab in the range that
+ *      ends there. A border of the highest purity stays. Otherwise it goes to the middle (rounded towards the old
+ *      border) of the nearest run of neighbouring candidates of the highest purity, on ties the run that makes the box
+ *      larger: that is midway between the last row inside and the next one outside.
+ *   5. The box is kept if the share of the uncovered positives inside it is more than twice that of the negatives. The
+ *      positives inside are covered, and the seed in any case. A branch left without boxes keeps its first one.
  *
- * Model: one vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the
- * mean positive (2 * S + n) / (2 * n): the largest squared distance is 2,080,800 < 2^21, so votes come first.
- */
+ * Model. One vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the mean
+ * positive (2 * S + n) / (2 * n). The largest squared distance is 2,080,800 < 2^21, so votes come first. */
+/* clang-format on */
 #include "index.h"
 #include "model.h"
 
@@ -71,6 +74,8 @@
 #define PRIOR_MINIMUM 8
 #define PRIOR_ALONE 16384
 #define PRIOR_STRENGTH 4
+#define SCALE_STRENGTH 16
+#define MAX_SCALE 320
 #define WEIGHT_ONE 256
 #define SHARE_ONE INT64_C(65536)
 #define NEGATIVE_MASS 16
@@ -300,13 +305,19 @@ static void set_ranges(const learner *l, uint32_t m, growing *box) {
             squares[d] += weight * code[d] * code[d];
         }
     }
-    int64_t z = 154 + 154 / (4 + u);
+    int64_t z = 154 + 154 / (4 + u), scatter[BW_DIMS], ratios = 0;
     for (uint32_t d = 0; d < BW_DIMS; d++) {
-        /* n and u are at most 2048, so the scatter's largest part is below 256 * 2^22 * 2^16 * 2^11 = 2^57.
+        /* n and u are at most 2048, so the product's largest part is below 256 * 2^22 * 2^16 * 2^11 = 2^57.
          */
-        int64_t scatter = 256 * (n * squares[d] - sums[d] * sums[d]) * u / (n * n);
-        int64_t variance =
-            (PRIOR_STRENGTH * l->prior[d] + scatter) * (u + 1) / ((u + PRIOR_STRENGTH - 1) * u);
+        scatter[d] = 256 * (n * squares[d] - sums[d] * sums[d]) * u / (n * n);
+        ratios += 256 * scatter[d] / l->prior[d];
+    }
+    int64_t scale = (256 * SCALE_STRENGTH + ratios) / (SCALE_STRENGTH + BW_DIMS * (u - 1));
+    scale = scale < MAX_SCALE ? scale : MAX_SCALE;
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        int64_t local = l->prior[d] * scale / 256;
+        local = local > 256 ? local : 256;
+        int64_t variance = (PRIOR_STRENGTH * local + scatter[d]) * (u + 1) / ((u + PRIOR_STRENGTH - 1) * u);
         int64_t half = integer_root(variance * z * z / 4096);
         int64_t center = (32 * sums[d] + n) / (2 * n);
         half = half > 16 ? half : 16;

@@ -1,4 +1,5 @@
-/* fuzz_model.c - any bytes as a model document: refused with a message, or a model that survives its own round trip. */
+/* fuzz_model.c - any bytes as a model document: refused with a message, or a model that survives its own
+ * round trip. */
 #include "model.h"
 
 #include <stdio.h>
@@ -47,8 +48,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     for (size_t i = 0; i < sizeof codes; i++) {
         codes[i] = (uint8_t)(i * 37 + size);
     }
-    require(bw_model_evaluate(model, codes, 4, votes, scores, match, &error) == BW_OK, "rows can be evaluated");
-    require(bw_model_evaluate(again, codes, 4, NULL, NULL, match_again, &error) == BW_OK, "so they can again");
+    require(bw_model_evaluate(model, codes, 4, votes, scores, match, &error) == BW_OK,
+            "rows can be evaluated");
+    require(bw_model_evaluate(again, codes, 4, NULL, NULL, match_again, &error) == BW_OK,
+            "so they can again");
     require(memcmp(match, match_again, 4) == 0, "the copy matches the same rows");
     for (int i = 0; i < 4; i++) {
         require(votes[i] >= 0 && (uint32_t)votes[i] <= info.estimators, "votes are at most the estimators");
@@ -67,13 +70,17 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
     static const char *const seeds[] = {
-        "{\"boxwood_model\":1,\"learner\":\"ensemble\",\"dims\":32,\"quantizer\":\"5f0c\",\"estimators\":[[[[3,12,80],[7,0,"
-        "99]],[[1,5,200]]],[[[3,20,90]]]],\"threshold\":2,\"score\":{\"linear\":[20," ZEROS "],\"square\":[-1," ZEROS
-        "],\"constant\":-40000,\"votes\":2097152,\"shift\":21,\"threshold\":null},\"training\":{\"positives\":12}}",
+        "{\"boxwood_model\":1,\"learner\":\"ensemble\",\"dims\":32,\"quantizer\":\"5f0c\",\"estimators\":[[[["
+        "3,12,80],[7,0,"
+        "99]],[[1,5,200]]],[[[3,20,90]]]],\"threshold\":2,\"score\":{\"linear\":[20," ZEROS
+        "],\"square\":[-1," ZEROS "],\"constant\":-40000,\"votes\":2097152,\"shift\":21,\"threshold\":null},"
+        "\"training\":{\"positives\":12}}",
         "{\"boxwood_model\":1,\"learner\":\"tree\",\"dims\":32,\"estimators\":[[[]],[]],\"threshold\":0}",
-        "{\"boxwood_model\":1,\"learner\":\"a\",\"dims\":32,\"quantizer\":\"\",\"estimators\":[[[[0,0,255],[31,7,7]]]],"
+        "{\"boxwood_model\":1,\"learner\":\"a\",\"dims\":32,\"quantizer\":\"\",\"estimators\":[[[[0,0,255],["
+        "31,7,7]]]],"
         "\"threshold\":1,\"score\":{\"linear\":[-274877906944," ZEROS "],\"square\":[1073741824," ZEROS
-        "],\"constant\":-2251799813685248,\"votes\":-1099511627776,\"shift\":40,\"threshold\":-9223372036854775808}}",
+        "],\"constant\":-2251799813685248,\"votes\":-1099511627776,\"shift\":40,\"threshold\":-"
+        "9223372036854775808}}",
         "{\"boxwood_model\" : 1, \"learner\":\"\\u0061\", \"dims\":32, \"estimators\":[], \"threshold\":0,\n"
         "\"training\": {\"note\": \"\\ud83d\\ude00 \\\"x\\\\\", \"weights\": [1.5e-3, null, true]} }",
     };

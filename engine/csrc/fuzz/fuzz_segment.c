@@ -1,6 +1,7 @@
-/* fuzz_segment.c - segments and manifests as untrusted bytes. The first byte of an input says what the rest is: bit 0, make
- * the checksums right first, so that the checks behind them are reached; bit 1, a manifest instead of a segment. Whatever
- * opens is used in every way there is: wrong answers are allowed, reads outside the file are not. */
+/* fuzz_segment.c - segments and manifests as untrusted bytes. The first byte of an input says what the rest
+ * is: bit 0, make the checksums right first, so that the checks behind them are reached; bit 1, a manifest
+ * instead of a segment. Whatever opens is used in every way there is: wrong answers are allowed, reads
+ * outside the file are not. */
 #include "index.h"
 #include "segment_format.h"
 
@@ -27,7 +28,8 @@ static void stop(const char *what) {
 static void write_file(const char *name, const uint8_t *data, size_t size) {
     char path[128];
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    unlink(path); /* some file systems write a file that was cut and filled again to disk at once */
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     if (file < 0 || write(file, data, size) != (ssize_t)size || close(file) != 0) {
         stop("cannot write its input");
     }
@@ -64,7 +66,8 @@ static void prepare(void) {
             codes[i * BW_DIMS + dim] = (uint8_t)bw_random_next(&random);
         }
     }
-    bw_segment_spec spec = {.rows = 300, .ids = ids, .codes = codes, .generation = 1, .fingerprints = {"e", "h", "q"}};
+    bw_segment_spec spec = {
+        .rows = 300, .ids = ids, .codes = codes, .generation = 1, .fingerprints = {"e", "h", "q"}};
     if (bw_segment_write(folder, "0", &spec, NULL, NULL, NULL) != BW_OK) {
         stop("cannot write a segment");
     }
@@ -97,8 +100,10 @@ static void use_segment(bw_segment *segment) {
     bw_segment *segments[] = {segment, segment};
     uint64_t first_rows[] = {0, segment->rows, 2 * segment->rows};
     uint64_t first_blocks[] = {0, segment->blocks, 2 * (uint64_t)segment->blocks};
-    bw_index index = {.info = {.rows = 2 * segment->rows, .segments = 2}, .segments = segments,
-                      .first_rows = first_rows, .first_blocks = first_blocks};
+    bw_index index = {.info = {.rows = 2 * segment->rows, .segments = 2},
+                      .segments = segments,
+                      .first_rows = first_rows,
+                      .first_blocks = first_blocks};
     use_index(&index);
 }
 

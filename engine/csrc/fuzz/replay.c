@@ -1,7 +1,7 @@
 /* replay.c - a main for fuzz targets where there is no libFuzzer:
  *   fuzz_x FILE ...           runs the target on each file
- *   fuzz_x --mutate N SEED    runs it on the target's seeds and on N random mutations of them, the same on every machine
- * A target that does not crash passes. */
+ *   fuzz_x --mutate N SEED    runs it on the target's seeds and on N random mutations of them, the same on
+ * every machine A target that does not crash passes. */
 #include "base.h"
 
 #include <stdio.h>
@@ -41,9 +41,30 @@ static int run_file(const char *path, uint8_t *buffer) {
 }
 
 static size_t mutate(uint8_t *data, size_t size, bw_random *random) {
-    static const uint64_t numbers[] = {0, 1, 2, 3, 4, 31, 32, 33, 255, 256, 257, 4095, 4096, 4097, 65535, 65536,
-                                       INT32_MAX, UINT32_MAX, (uint64_t)INT32_MAX + 1, (uint64_t)UINT32_MAX + 1,
-                                       INT64_MAX, UINT64_MAX, UINT64_MAX - 4095, (uint64_t)INT64_MAX + 1};
+    static const uint64_t numbers[] = {0,
+                                       1,
+                                       2,
+                                       3,
+                                       4,
+                                       31,
+                                       32,
+                                       33,
+                                       255,
+                                       256,
+                                       257,
+                                       4095,
+                                       4096,
+                                       4097,
+                                       65535,
+                                       65536,
+                                       INT32_MAX,
+                                       UINT32_MAX,
+                                       (uint64_t)INT32_MAX + 1,
+                                       (uint64_t)UINT32_MAX + 1,
+                                       INT64_MAX,
+                                       UINT64_MAX,
+                                       UINT64_MAX - 4095,
+                                       (uint64_t)INT64_MAX + 1};
     for (uint64_t steps = 1 + bw_random_below(random, 4); steps > 0 && size > 0; steps--) {
         /* Headers come first: half of the changes go into the first 512 bytes. */
         size_t reach = size > 512 && bw_random_below(random, 2) == 0 ? 512 : size;

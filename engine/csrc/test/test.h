@@ -137,11 +137,13 @@ static inline uint8_t *test_read_file(const char *folder, const char *name, size
     return data;
 }
 
-/* Writes the file anew, as a damaged disk or a hand would: no rename, no sync. */
+/* Writes the file anew, without sync or rename. A new file: some file systems write one that is cut and filled
+ * again to disk at once, which takes long. */
 static inline void test_write_file(const char *folder, const char *name, const void *data, size_t bytes) {
     char path[512];
     snprintf(path, sizeof path, "%s/%s", folder, name);
-    int file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+    unlink(path);
+    int file = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     bool written = file >= 0;
     for (size_t done = 0; written && done < bytes;) {
         ssize_t part = write(file, (const uint8_t *)data + done, bytes - done);
@@ -162,7 +164,8 @@ static inline void test_remove_file(const char *folder, const char *name) {
 
 /* ---- rows ---- */
 
-/* Codes in clusters, so that an order has something to find; ids first_id, first_id + step, ... in shuffled order. */
+/* Codes in clusters, so that an order has something to find; ids first_id, first_id + step, ... in shuffled
+ * order. */
 static inline void test_make_rows(uint64_t seed, uint64_t rows, int64_t first_id, int64_t step, int64_t *ids,
                                   uint8_t *codes) {
     bw_random random = {seed};

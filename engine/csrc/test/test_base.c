@@ -81,7 +81,8 @@ static void test_text(void) {
 }
 
 static void test_random(void) {
-    /* The first outputs of SplitMix64 for seeds 0 and 1234567, as published with its reference implementation. */
+    /* The first outputs of SplitMix64 for seeds 0 and 1234567, as published with its reference
+     * implementation. */
     bw_random zero = {0}, other = {1234567};
     CHECK(bw_random_next(&zero) == UINT64_C(0xE220A8397B1DCDAF));
     CHECK(bw_random_next(&zero) == UINT64_C(0x6E789E6AA1B965F4));
@@ -135,8 +136,8 @@ static void test_checksums(void) {
 
 static void test_names(void) {
     CHECK(bw_name_ok("1-0.segment") && bw_name_ok("MANIFEST") && bw_name_ok("a") && bw_name_ok("A_z-9."));
-    const char *bad[] = {"",     ".",       "..",     ".hidden", "a/b", "../a", "/a",
-                         "a b",  "a\nb",    "a\\b",   "a:b",     "\xC3\xA4", "a%", "a*"};
+    const char *bad[] = {"",    ".",    "..",   ".hidden", "a/b",      "../a", "/a",
+                         "a b", "a\nb", "a\\b", "a:b",     "\xC3\xA4", "a%",   "a*"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         CHECK(!bw_name_ok(bad[i]));
     }

@@ -1,5 +1,6 @@
-/* Every allocation, write, sync, rename and map fails once: an error comes back, nothing leaks (AddressSanitizer looks),
- * no half file is left, and the index is the old one or the new one. Needs -DBOXWOOD_FAULTS=ON to have anything to do. */
+/* Every allocation, write, sync, rename and map fails once: an error comes back, nothing leaks
+ * (AddressSanitizer looks), no half file is left, and the index is the old one or the new one. Needs
+ * -DBOXWOOD_FAULTS=ON to have anything to do. */
 #include "index.h"
 #include "test.h"
 
@@ -8,7 +9,8 @@
 static const char *const folder = "faults.tmp";
 static bw_error error;
 
-static bw_segment_spec make_spec(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint64_t generation) {
+static bw_segment_spec make_spec(const int64_t *ids, const uint8_t *codes, uint64_t rows,
+                                 uint64_t generation) {
     return (bw_segment_spec){.rows = rows, .ids = ids, .codes = codes, .generation = generation};
 }
 
@@ -53,7 +55,8 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
         error = (bw_error){0};
         bw_fault_set(kind, countdown);
         int32_t written = bw_segment_write(folder, "2", &second, NULL, NULL, &error);
-        int32_t listed = written != BW_OK ? written : bw_manifest_write(folder, uuid, 2, names, 2, &none, &error);
+        int32_t listed =
+            written != BW_OK ? written : bw_manifest_write(folder, uuid, 2, names, 2, &none, &error);
         int32_t opened = listed != BW_OK ? listed : bw_index_open(folder, &index, &error);
         int64_t drawn_ids[100];
         uint8_t drawn_codes[100 * BW_DIMS];

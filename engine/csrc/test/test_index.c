@@ -10,7 +10,8 @@ static const bw_fingerprints fingerprints = {"encoder", "head", "quantizer"};
 static bw_error error;
 
 static void write_rows(const char *name, uint64_t n, const int64_t *ids, const uint8_t *codes) {
-    bw_segment_spec spec = {.rows = n, .ids = ids, .codes = codes, .generation = 3, .fingerprints = fingerprints};
+    bw_segment_spec spec = {
+        .rows = n, .ids = ids, .codes = codes, .generation = 3, .fingerprints = fingerprints};
     memcpy(spec.uuid, uuid, 16);
     CHECK_STATUS(bw_segment_write(folder, name, &spec, NULL, NULL, &error), BW_OK);
 }
@@ -91,7 +92,8 @@ static void test_manifest(void) {
     CHECK_EQUAL(test_count_files(folder, "."), 0);
     write_segment("2-0.segment", 3, 5000, 1300, 1);
     CHECK_STATUS(write_manifest(2, names, 3), BW_OK);
-    const char *twice[] = {"1-0.segment", "2-0.segment", "1-0.segment"}, *outside[] = {"../index.tmp/1-0.segment"};
+    const char *twice[] = {"1-0.segment", "2-0.segment", "1-0.segment"},
+               *outside[] = {"../index.tmp/1-0.segment"};
     const char *none[] = {NULL};
     CHECK_STATUS(write_manifest(2, twice, 3), BW_INVALID);
     CHECK_MESSAGE("listed twice");
@@ -105,14 +107,16 @@ static void test_manifest(void) {
     CHECK_MESSAGE("fingerprints");
     memset(other.quantizer, 'Q', 32);
     CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, 3, &other, &error), BW_INVALID);
-    CHECK_STATUS(bw_manifest_write(folder, (const uint8_t *)"another one's id", 2, names, 3, &fingerprints, &error),
-                 BW_MISMATCH);
+    CHECK_STATUS(
+        bw_manifest_write(folder, (const uint8_t *)"another one's id", 2, names, 3, &fingerprints, &error),
+        BW_MISMATCH);
     CHECK_MESSAGE("another collection");
     CHECK_STATUS(bw_manifest_write("none.tmp", uuid, 2, names, 3, &fingerprints, &error), BW_MISSING);
 
     index = open_index();
     CHECK_EQUAL(bw_index_describe(index, &info), BW_OK);
-    CHECK(info.rows == 6300 && info.segments == 3 && info.generation == 2 && memcmp(info.uuid, uuid, 16) == 0);
+    CHECK(info.rows == 6300 && info.segments == 3 && info.generation == 2 &&
+          memcmp(info.uuid, uuid, 16) == 0);
     CHECK(memcmp(&info.fingerprints, &fingerprints, sizeof fingerprints) == 0);
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < 3; i++) {
@@ -244,7 +248,8 @@ static void test_sharing(void) {
     /* Unused, an index is kept for whoever comes next. */
     const bw_segment *kept = second->segments[1];
     bw_index_close(second);
-    CHECK_STATUS(bw_index_open("index.tmp/../index.tmp", &again, &error), BW_OK); /* another path to the same folder */
+    CHECK_STATUS(bw_index_open("index.tmp/../index.tmp", &again, &error),
+                 BW_OK); /* another path to the same folder */
     CHECK(again == second && again->segments[1] == kept);
 
     /* Generations go back and forth while it is in use. */
@@ -259,7 +264,8 @@ static void test_sharing(void) {
     bw_index_close(third);
     bw_index_close(fourth);
 
-    /* A file that was tampered with is noticed at the next open, though the index is in the table; and again. */
+    /* A file that was tampered with is noticed at the next open, though the index is in the table; and again.
+     */
     damage("a", 4096 + 8);
     CHECK_STATUS(bw_index_open(folder, &first, &error), BW_CORRUPT);
     CHECK_MESSAGE("segment a: section ids: checksum");
@@ -304,7 +310,8 @@ static void test_sharing(void) {
                 test_make_folder(path);
                 bw_segment_spec spec = {.rows = 1, .ids = (const int64_t[]){i}, .codes = codes};
                 CHECK_STATUS(bw_segment_write(path, "a", &spec, NULL, NULL, &error), BW_OK);
-                CHECK_STATUS(bw_manifest_write(path, spec.uuid, 1, names, 1, &spec.fingerprints, &error), BW_OK);
+                CHECK_STATUS(bw_manifest_write(path, spec.uuid, 1, names, 1, &spec.fingerprints, &error),
+                             BW_OK);
             }
             CHECK_STATUS(bw_index_open(path, &first, &error), BW_OK);
             CHECK_STATUS(bw_index_rows(first, 0, 1, ids, NULL, &error), BW_OK);
@@ -318,7 +325,8 @@ static void test_sharing(void) {
     }
 }
 
-/* Readers open, read and close while a writer goes back and forth between two manifests and rewrites a segment. */
+/* Readers open, read and close while a writer goes back and forth between two manifests and rewrites a
+ * segment. */
 static _Atomic bool readers_stop;
 static _Atomic unsigned long reads, wrong_reads;
 
@@ -479,8 +487,8 @@ static void check_reading(const bw_index *index, const int64_t *sorted, const ui
     free(got);
 }
 
-/* Draws of several sizes and exclusions, checked to be distinct, ascending, present and not excluded; gathered into one
- * checksum, which must not depend on the segments. */
+/* Draws of several sizes and exclusions, checked to be distinct, ascending, present and not excluded;
+ * gathered into one checksum, which must not depend on the segments. */
 static uint32_t check_draws(const bw_index *index, const int64_t *sorted) {
     const size_t sizes[] = {0, 1, 2, 10, 500, 2999, ROWS - 1, ROWS, ROWS + 1, SIZE_MAX};
     int64_t *ids = test_alloc((ROWS + 1) * sizeof *ids), *exclude = test_alloc(2 * ROWS * sizeof *exclude);
@@ -500,7 +508,8 @@ static uint32_t check_draws(const bw_index *index, const int64_t *sorted) {
         }
         for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
             size_t expected = sizes[i] < ROWS - present ? sizes[i] : ROWS - present, drawn = 0;
-            CHECK_STATUS(bw_index_draw(index, 42 + step, sizes[i], exclude, excluded, ids, &drawn, &error), BW_OK);
+            CHECK_STATUS(bw_index_draw(index, 42 + step, sizes[i], exclude, excluded, ids, &drawn, &error),
+                         BW_OK);
             CHECK_EQUAL(drawn, expected);
             bool right = true;
             for (size_t j = 0; j < drawn; j++) {

@@ -218,7 +218,8 @@ static void test_parts(void) {
     bad = box;
     bad.count = 33;
     CHECK_STATUS(bw_model_new("a", "", 2, first_box, &bad, 2, NULL, NULL, &model, &error), BW_INVALID);
-    uint32_t falling[3] = {0, 1, 0};
+    uint32_t falling[3] = {0, 1, 0}, late[1] = {1};
+    CHECK_STATUS(bw_model_new("a", "", 0, late, &box, 0, NULL, NULL, &model, &error), BW_INVALID);
     CHECK_STATUS(bw_model_new("a", "", 2, falling, &box, 2, NULL, NULL, &model, &error), BW_INVALID);
 
     /* the largest scores, and all bits of them */

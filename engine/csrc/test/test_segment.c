@@ -23,7 +23,10 @@ static void free_rows(rows *gone) {
 }
 
 static bw_segment_spec make_spec(const rows *from) {
-    bw_segment_spec spec = {.rows = from->n, .ids = from->ids, .codes = from->codes, .generation = 7,
+    bw_segment_spec spec = {.rows = from->n,
+                            .ids = from->ids,
+                            .codes = from->codes,
+                            .generation = 7,
                             .fingerprints = {"an encoder", "a head", "5f0c3d2a9b1e4877"}};
     memcpy(spec.uuid, "0123456789abcdef", 16);
     return spec;
@@ -178,7 +181,8 @@ static void check_open(const rows *from) {
         size_t stride;
         const uint8_t *columns = bw_segment_block(segment, block, &stride);
         CHECK(in_block >= 1 && in_block <= 256);
-        CHECK(columns >= segment->codes && columns + 31 * stride + 256 <= segment->map.data + segment->map.bytes);
+        CHECK(columns >= segment->codes &&
+              columns + 31 * stride + 256 <= segment->map.data + segment->map.bytes);
         total += in_block;
     }
     CHECK_EQUAL(total, from->n);
@@ -490,7 +494,8 @@ static void test_sections(const uint8_t *file, size_t bytes) {
     fix(copy, bytes);
     CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("its size");
-    /* One left out: the last, with the file cut before its gap, after it, and with nothing after the third. */
+    /* One left out: the last, with the file cut before its gap, after it, and with nothing after the third.
+     */
     uint64_t third_end = u64(file + 192 + 64 + 8) + u64(file + 192 + 64 + 16);
     memcpy(copy, file, bytes);
     memset(copy + 192 + 96, 0, 32);
@@ -520,7 +525,8 @@ static void test_sections(const uint8_t *file, size_t bytes) {
 /* Contradictions under right checksums: row numbers are checked at open, the rest by the deep check. */
 static void test_contents(const uint8_t *file, size_t bytes) {
     uint8_t *copy = test_alloc(bytes);
-    uint64_t ids = u64(file + 200), id_rows = u64(file + 232), codes = u64(file + 264), zones = u64(file + 296);
+    uint64_t ids = u64(file + 200), id_rows = u64(file + 232), codes = u64(file + 264),
+             zones = u64(file + 296);
     CHECK_EQUAL(validate_bytes(file, bytes), BW_OK);
 
     for (size_t rank = 0; rank < 300; rank += 23) {

@@ -165,7 +165,7 @@ def ask(con: duckdb.DuckDBPyConnection, collection: boxwood.Collection,
             return lambda: int(con.execute(statement, parameters).fetchone()[0])
 
         def arrow(statement: str, parameters: object = None) -> Callable[[], int]:
-            return lambda: len(con.execute(statement, parameters).to_arrow_table())
+            return lambda: len(con.sql(statement, params=parameters).to_arrow_table())
 
         ways: dict[str, Callable[[], int]] = {
             "SQL   boxwood_count": sql(
@@ -192,9 +192,9 @@ def ask(con: duckdb.DuckDBPyConnection, collection: boxwood.Collection,
             median = statistics.median(values)
             rows.append([name, threads, round(median, 2), round(min(values), 2),
                          round(max(values), 2), round(base / median, 1)])  # fmt: skip
-    by_index = con.execute("SELECT id FROM boxwood_search($index, model := $model)", at)
+    by_index = con.sql("SELECT id FROM boxwood_search($index, model := $model)", params=at)
     one = np.sort(by_index.to_arrow_table()["id"].to_numpy())
-    two = np.sort(con.execute(f"SELECT id FROM {table} WHERE {where}").to_arrow_table()["id"])
+    two = np.sort(con.sql(f"SELECT id FROM {table} WHERE {where}").to_arrow_table()["id"])
     three = np.sort(index.search(compiled)[0])
     if not (np.array_equal(one, two) and np.array_equal(one, three)):
         raise SystemExit("the ways do not return the same ids")

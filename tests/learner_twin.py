@@ -1,4 +1,4 @@
-"""The learner once more, in NumPy: follows the specification at the head of csrc/core/train_branch.c step by step.
+"""The learner once more, in NumPy: the specification at the head of core/train_branch.c, step by step.
 
 The C core and this twin must give the same model for every input. Nothing here is fast.
 """
@@ -127,7 +127,10 @@ class Estimator:
         n, u = int(counts.sum()), len(group)
         s, q = (rows * counts).sum(axis=0), (rows * rows * counts).sum(axis=0)
         scatter = 256 * (n * q - s * s) * u // (n * n)
-        variance = (4 * self.prior + scatter) * (u + 1) // ((u + 3) * u)
+        ratios = int((256 * scatter // self.prior).sum())
+        scale = min(320, (4096 + ratios) // (16 + 32 * (u - 1)))
+        local = np.maximum(256, self.prior * scale // 256)
+        variance = (4 * local + scatter) * (u + 1) // ((u + 3) * u)
         z = 154 + 154 // (4 + u)
         half = np.array([max(16, isqrt(int(v) * z * z // 4096)) for v in variance])
         center = (32 * s + n) // (2 * n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -262,7 +263,7 @@ def test_refine_and_export(database: Path, learner: str, tmp_path: Path, run: Ru
     assert (code, err) == (0, f"wrote {model}\n")
     found = json.loads(out)
     ids = [row["id"] for row in found["rows"]]
-    assert found["count"] == len(ids) == len(set(ids)) > 8
+    assert found["count"] == len(ids) == len(set(ids)) > 4
     assert sum((i - 100) % 10 == 4 for i in ids) / len(ids) > 0.9
     scores = [row["score"] for row in found["rows"]]
     assert scores == sorted(scores, reverse=True)
@@ -282,7 +283,7 @@ def test_refine_table_limit_and_sql(database: Path, run: Run) -> None:
     assert (code, err) == (0, "")
     *_, last = out.splitlines()
     count = int(re.fullmatch(r"([\d,]+) images match; 3 shown", last)[1].replace(",", ""))  # type: ignore[index]
-    statement = out.split("\nid ", 1)[0]
+    statement = out.splitlines()[0]
     con = boxwood.connect(database)
     rows = con.execute(statement).fetchall()
     con.close()
@@ -299,8 +300,8 @@ def test_refine_reads_labels_from_files(database: Path, tmp_path: Path, run: Run
 
 def test_same_seed_same_answer_other_options_other_answer(database: Path, run: Run) -> None:
     def count(*options: object) -> list[object]:
-        code, out, _ = run("refine", database, "rows", "--positives", "104,114,124", "--limit", 0,
-                           "--json", *options)  # fmt: skip
+        code, out, _ = run("refine", database, "rows", "--positives", "104,114,124", "--negatives",
+                           "105", "--limit", 0, "--json", *options)  # fmt: skip
         assert code == 0
         return [row["id"] for row in json.loads(out)["rows"]]
 
@@ -316,7 +317,7 @@ def test_same_seed_same_answer_other_options_other_answer(database: Path, run: R
         (["refine", "--positives", ""], "positive"),
         (["search", "--like", "99999"], "99999"),
         (["search", "a red circle"], "encoder"),
-        (["search", "--image", "absent.jpg"], "absent.jpg"),
+        (["search", "--image", "absent.jpg"], "encoder"),
     ],
 )
 def test_bad_input_is_explained(database: Path, words: list[str], says: str, run: Run) -> None:
@@ -431,7 +432,8 @@ def test_a_second_writer_is_told(database: Path) -> None:
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 240 scenes."""
-    pytest.importorskip("open_clip")
+    if importlib.util.find_spec("open_clip") is None:
+        pytest.skip("needs open_clip")
     folder = tmp_path_factory.mktemp("pictures")
     scenes.write(folder, 240, 1)
     return folder
@@ -465,6 +467,8 @@ def test_images_from_create_to_sheet(pictures: Path, tmp_path: Path, run: Run) -
     code, out, err = run("refine", path, "scenes", "--positives", words[0]["id"], "--sheet",
                          tmp_path / "sheet.jpg", "--negatives", words[-1]["id"])  # fmt: skip
     assert code == 0
+    code, _, err = run("search", path, "scenes", "--image", tmp_path / "absent.jpg")
+    assert (code, "absent.jpg" in err) == (1, True)
     code, _, err = run("search", path, "scenes", "a red circle", "--sheet", tmp_path / "sheet.txt")
     assert (code, "must end in" in err) == (1, True)
 

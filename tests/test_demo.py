@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ import boxwood
 from boxwood import demo
 from boxwood.errors import InputError
 
-pytest.importorskip("open_clip")
-pytest.importorskip("sklearn")
+pytestmark = pytest.mark.skipif(
+    find_spec("open_clip") is None or find_spec("sklearn") is None,
+    reason="needs open_clip and scikit-learn",
+)
 
 IMAGES = 600
 ROUNDS = 3

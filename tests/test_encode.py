@@ -563,7 +563,7 @@ def test_tiny_finds_unseen_scenes_after_head_and_8_bits(
     )
     assert recall(text_codes, image_codes, 10) >= 0.95
     assert recall(text_codes[::-1], image_codes, 10) < 0.05  # the measure can fail
-    for query in ("red object", "a white background", "large object"):
+    for query in ("red object", "a white background", "large object", "star", "a blue heart"):
         code = quantizer.encode(head.texts(tiny.texts([query]))).astype(int)
         first = ((image_codes.astype(int) - code) ** 2).sum(1).argsort()[:20]
         assert scenes.matches(drawn[first], query).mean() >= 0.9, query

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 import boxwood
 
-pytest.importorskip("open_clip")
+pytestmark = pytest.mark.skipif(find_spec("open_clip") is None, reason="needs open_clip")
 image_module = pytest.importorskip("PIL.Image")
 
 ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "images" / "imagenet_1000.zip"

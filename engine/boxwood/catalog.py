@@ -193,11 +193,16 @@ def exists(cur: duckdb.DuckDBPyConnection) -> bool:
 
 def table_exists(cur: duckdb.DuckDBPyConnection, name: str) -> bool:
     """Whether there is a table or view ``table`` or ``schema.table``."""
-    try:
-        cur.execute(f"SELECT 1 FROM {table_name(name)} LIMIT 0").fetchall()
-    except (duckdb.CatalogException, duckdb.BinderException):
-        return False
-    return True
+    # Not by selecting from it: DuckDB would take a Python variable of that name for the table.
+    schema, _, table = name.rpartition(".")
+    row = one(
+        cur,
+        "SELECT count(*) FROM information_schema.tables WHERE lower(table_name) = lower(?) "
+        "AND lower(table_schema) = lower(coalesce(?, current_schema())) "
+        "AND table_catalog IN (current_database(), 'temp')",
+        [table, schema or None],
+    )
+    return bool(row and row[0])
 
 
 def names(cur: duckdb.DuckDBPyConnection) -> list[str]:

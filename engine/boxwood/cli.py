@@ -370,7 +370,7 @@ def _with_metadata(collection: Collection, rows: pa.Table) -> pa.Table:
     con = collection.con
     con.register("boxwood_hits", rows.append_column("boxwood_rank", [np.arange(len(rows))]))
     try:
-        return con.execute(
+        return con.sql(
             f"SELECT h.* EXCLUDE (boxwood_rank){columns} FROM boxwood_hits h {join} "
             "ORDER BY boxwood_rank"
         ).to_arrow_table()

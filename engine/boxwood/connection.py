@@ -17,6 +17,9 @@ from boxwood.errors import DatabaseLocked, Error, InputError, StorageError
 
 __all__ = ["connect", "load"]
 
+# Else DuckDB 2.0 makes files that the shell of 1.5 cannot read.
+_SETTINGS = {"storage_compatibility_version": "v1.5.0"}
+
 
 def connect(
     database: str | os.PathLike[str] = ":memory:",
@@ -29,7 +32,7 @@ def connect(
     The connection is DuckDB's own; `load` prepares its cursors. Indexes lie beside the file, in
     ``<database>.boxwood``; those of an in-memory database in a temporary folder.
     """
-    settings = {**(config or {}), "allow_unsigned_extensions": "true"}
+    settings = {**_SETTINGS, **(config or {}), "allow_unsigned_extensions": "true"}
     name = os.fspath(database)
     try:
         con = duckdb.connect(name, read_only=read_only, config=settings)

@@ -678,12 +678,13 @@ def _interruptible(work: Callable[[Any], None]) -> None:
             raised.append(error)
 
     thread = threading.Thread(target=run, name="boxwood-search")
-    thread.start()
     try:
+        thread.start()
         thread.join()
     except BaseException:
         cancel[0] = 1
-        thread.join()
+        if thread.ident is not None:  # else it has not begun, and will see the flag when it does
+            thread.join()
         raise
     if raised:
         raise raised[0]

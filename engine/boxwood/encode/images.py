@@ -67,8 +67,8 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
 
     Any mode that Pillow reads will do: grey, palette, CMYK and 16-bit images are converted,
     transparent ones laid on white, of animated ones the first frame is taken, and the camera's
-    orientation is applied. Large images come reduced; ``info["file_size"]`` has the width and height
-    of what the file holds. Raises ImageError for what cannot be decoded in full.
+    orientation is applied. Large images come reduced; ``info["file_size"]`` has the width and
+    height of what the file holds. Raises ImageError for what cannot be decoded in full.
     """
     try:
         from PIL import Image, UnidentifiedImageError

@@ -1,0 +1,181 @@
+"""The learner in C against its NumPy twin, and what must hold for any labels."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import learner_twin
+from boxwood import native
+
+Codes = NDArray[np.uint8]
+BRANCH, ENSEMBLE = 1, 2
+NOTHING = np.empty((0, 32), np.uint8)
+
+
+def train(
+    positives: Codes,
+    negatives: Codes = NOTHING,
+    randoms: Codes = NOTHING,
+    *,
+    estimators: int | None = None,
+    negative_weight: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The model document that C makes; arguments as in the twin."""
+    options = native.ffi.new("bw_train_options *")
+    options.learner = BRANCH if estimators is None else ENSEMBLE
+    options.estimators = estimators or 0
+    options.negative_weight, options.seed = negative_weight, seed
+    model, error = native.ffi.new("bw_model **"), native.ffi.new("bw_error *")
+    parts: list[Any] = []
+    for rows in (positives, negatives, randoms):
+        rows = np.ascontiguousarray(rows, np.uint8)
+        parts += [native.ffi.from_buffer("uint8_t[]", rows), len(rows)]
+    status = native.lib.bw_train_codes(*parts, options, b"q", model, native.ffi.NULL, error)
+    assert status == 0, native.ffi.string(error.message)
+    return json.loads(native.Model(model[0]).to_json())
+
+
+def match(model: dict[str, Any], codes: Codes) -> NDArray[np.bool_]:
+    return native.Model.from_json(json.dumps(model)).evaluate(codes)[2]
+
+
+def random_case(number: int) -> tuple[tuple[Codes, Codes, Codes], dict[str, Any]]:
+    """Labels of many sizes and shapes: tight and wide clusters, repeated and contradictory rows."""
+    random = np.random.default_rng(number)
+    spread = random.choice([0, 2, 10, 40, 120])
+
+    def rows(n: int) -> Codes:
+        centers = random.integers(0, 256, (random.integers(1, 4), 32))
+        noisy = centers[random.integers(0, len(centers), n)] + random.normal(0, spread, (n, 32))
+        return np.clip(noisy, 0, 255).astype(np.uint8)
+
+    positives = rows(int(random.choice([1, 2, 3, 5, 8, 20, 60])))
+    negatives = rows(int(random.choice([0, 1, 5, 30])))
+    randoms = rows(int(random.choice([0, 1, 7, 8, 50, 300, 600])))
+    if len(negatives) + len(randoms) == 0:
+        randoms = rows(10)
+    if random.random() < 0.5 and len(randoms):
+        randoms[: len(positives)] = positives[: len(randoms)]
+    return (positives, negatives, randoms), {
+        "estimators": None if random.random() < 0.4 else int(random.integers(1, 6)),
+        "negative_weight": float(random.choice([0.01, 0.5, 1, 3.3, 100])),
+        "seed": int(random.integers(0, 2**64, dtype=np.uint64)),
+    }
+
+
+@pytest.mark.parametrize("block", range(8))
+def test_c_and_twin_agree(block: int) -> None:
+    for number in range(block * 50, block * 50 + 50):
+        labels, options = random_case(number)
+        expected = learner_twin.train(*labels, **options, quantizer="q")
+        assert train(*labels, **options) == expected, number
+
+
+def test_c_and_twin_agree_over_the_limits() -> None:
+    random = np.random.default_rng(1)
+    positives = np.clip(random.normal(100, 9, (2500, 32)), 0, 255).astype(np.uint8)
+    negatives = random.integers(0, 256, (4200, 32)).astype(np.uint8)
+    randoms = random.integers(0, 256, (4300, 32)).astype(np.uint8)
+    for estimators in (None, 2):
+        expected = learner_twin.train(
+            positives, negatives, randoms, estimators=estimators, seed=3, quantizer="q"
+        )
+        assert train(positives, negatives, randoms, estimators=estimators, seed=3) == expected
+
+
+codes = st.builds(
+    lambda seed, center, spread, n: np.clip(
+        np.random.default_rng(seed).integers(-spread, spread + 1, (n, 32)) + center, 0, 255
+    ).astype(np.uint8),
+    st.integers(0, 2**32),
+    st.integers(0, 255),
+    st.integers(0, 200),
+    st.integers(1, 30),
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(codes, codes, st.sampled_from([None, 1, 4]), st.integers(0, 2**64 - 1))
+def test_models_are_sound(
+    positives: Codes, negatives: Codes, estimators: int | None, seed: int
+) -> None:
+    options: dict[str, Any] = {"estimators": estimators, "seed": seed}
+    model = train(positives, negatives, **options)
+    assert model == train(positives, negatives, **options), "the same labels give the same model"
+    assert len(model["estimators"]) == (estimators or 1)
+    assert model["threshold"] == (estimators or 1) // 2 + 1
+    for boxes in model["estimators"]:
+        assert 1 <= len(boxes) <= 16
+        for box in boxes:
+            assert len(box) == 6, "a box has six ranges"
+            assert all(0 <= lo <= hi <= 255 for _, lo, hi in box)
+    votes, scores, _ = native.Model.from_json(json.dumps(model)).evaluate(positives)
+    center = np.array(model["score"]["linear"]) // 2
+    distances = ((positives.astype(np.int64) - center) ** 2).sum(axis=1)
+    assert (scores == (votes.astype(np.int64) << 21) - distances).all()
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(0, 2**32),
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(0, 4),
+    st.integers(0, 2**64 - 1),
+)
+def test_separable_positives_are_covered(
+    number: int, sizes: list[int], spread: int, seed: int
+) -> None:
+    """Positives in tight groups, in every dimension far from all negatives."""
+    random = np.random.default_rng(number)
+    centers = random.choice([5, 250], (len(sizes), 32))
+    positives = np.vstack(
+        [
+            c + random.integers(-spread, spread + 1, (n, 32))
+            for c, n in zip(centers, sizes, strict=True)
+        ]
+    ).astype(np.uint8)
+    negatives = random.integers(100, 156, (200, 32)).astype(np.uint8)
+    model = train(positives, NOTHING, negatives, seed=seed)
+    assert match(model, positives).all()
+    assert not match(model, negatives).any()
+
+
+def test_a_few_positives_find_their_cluster() -> None:
+    random = np.random.default_rng(4)
+    centers = random.integers(40, 216, (30, 32))
+    world = np.clip(
+        centers[np.arange(6000) % 30] + random.normal(0, 14, (6000, 32)), 0, 255
+    ).astype(np.uint8)
+    target = np.arange(6000) % 30 == 0
+    members = np.flatnonzero(target)
+    randoms = world[random.permutation(6000)[:500]]
+    for estimators in (None, 25):
+        for count in (4, 8, 16, 32):
+            found = match(
+                train(world[members[:count]], NOTHING, randoms, estimators=estimators), world
+            )
+            recall, precision = found[target].mean(), target[found].mean()
+            assert recall > 0.75, (estimators, count)
+            assert precision > 0.9, (estimators, count)
+
+
+def test_given_negatives_push_the_borders() -> None:
+    """Negatives next to the positives, of high weight, are kept out better than of low weight."""
+    random = np.random.default_rng(9)
+    positives = np.clip(random.normal(120, 10, (40, 32)), 0, 255).astype(np.uint8)
+    near = np.clip(random.normal(120, 10, (60, 32)), 0, 255).astype(np.uint8)
+    near[:, :4] += 25
+    randoms = random.integers(0, 256, (300, 32)).astype(np.uint8)
+    inside = [
+        int(match(train(positives, near, randoms, estimators=25, negative_weight=w), near).sum())
+        for w in (0.01, 100)
+    ]
+    assert inside[1] < inside[0]

@@ -1,0 +1,141 @@
+"""The SQL of a model, run by plain DuckDB, matches exactly the rows that the model matches."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+
+from boxwood import native
+
+
+def table(rows: int = 3000) -> tuple[duckdb.DuckDBPyConnection, NDArray[np.uint8]]:
+    """Codes with many extreme values, in a table of 32 UTINYINT columns."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 256, (rows, 32)).astype(np.uint8)
+    codes[random.random(codes.shape) < 0.1] = 0
+    codes[random.random(codes.shape) < 0.1] = 255
+    con = duckdb.connect(config={"threads": 1})
+    columns = {"row": pa.array(range(rows))} | {
+        f"d{d:02}": pa.array(codes[:, d]) for d in range(32)
+    }
+    con.register("arrow_codes", pa.table(columns))
+    con.execute("CREATE TABLE codes AS FROM arrow_codes")
+    return con, codes
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[duckdb.DuckDBPyConnection, NDArray[np.uint8]]:
+    return table()
+
+
+def document(estimators: list[Any], threshold: int, score: Any = None) -> dict[str, Any]:
+    model = {
+        "boxwood_model": 1, "learner": "test", "dims": 32, "quantizer": "",
+        "estimators": estimators, "threshold": threshold,
+    }  # fmt: skip
+    return model | ({"score": score} if score else {})
+
+
+def random_model(random: np.random.Generator) -> dict[str, Any]:
+    def box() -> list[list[int]]:
+        dims = random.choice(
+            32, random.choice([0, 1, 1, 2, 2, 3], p=[0.04, 0.26, 0.2, 0.2, 0.2, 0.1]), False
+        )
+        ranges = np.sort(random.integers(0, 256, (len(dims), 2)), axis=1)
+        ranges[random.random(len(dims)) < 0.2, 0] = 0
+        ranges[random.random(len(dims)) < 0.2, 1] = 255
+        if random.random() < 0.1:
+            ranges[:, 1] = ranges[:, 0]
+        return [[int(d), int(lo), int(hi)] for d, (lo, hi) in zip(dims, ranges, strict=True)]
+
+    estimators = [
+        [box() for _ in range(random.integers(0, 4))]
+        for _ in range(random.choice([0, 1, 2, 3, 9, 40]))
+    ]
+    score = None
+    if random.random() < 0.6:
+        linear, square = (
+            [int(x) for x in random.integers(-limit, limit + 1, 32) * (random.random(32) < 0.5)]
+            for limit in random.choice([(500, 3), (2**38, 2**30)])
+        )
+        score = {
+            "linear": linear, "square": square, "constant": int(random.integers(-(2**20), 2**20)),
+            "votes": int(random.choice([0, 1, -7, 2**21, 2**40])), "shift": 3, "threshold": None,
+        }  # fmt: skip
+    return document(estimators, int(random.integers(0, len(estimators) + 1)), score)
+
+
+def check(con: duckdb.DuckDBPyConnection, codes: NDArray[np.uint8], model: dict[str, Any]) -> int:
+    parsed = native.Model.from_json(json.dumps(model))
+    sql = parsed.to_sql()
+    # AND row >= 0: the expression stands beside others without parentheses of the caller's
+    rows = con.execute(f"SELECT row FROM codes WHERE row >= 0 AND {sql} ORDER BY row").fetchnumpy()
+    expected = np.flatnonzero(parsed.evaluate(codes)[2])
+    assert rows["row"].tolist() == expected.tolist(), sql[:2000]
+    return len(expected)
+
+
+@pytest.mark.parametrize("block", range(4))
+def test_random_models(
+    world: tuple[duckdb.DuckDBPyConnection, NDArray[np.uint8]], block: int
+) -> None:
+    con, codes = world
+    random = np.random.default_rng(block)
+    some = 0
+    for _ in range(60):
+        model = random_model(random)
+        if "score" in model:
+            scores = native.Model.from_json(json.dumps(model)).evaluate(codes)[1]
+            thresholds = [*random.choice(scores, 2), -(2**63), 2**63 - 1, 2**53, -(2**53)]
+            for threshold in thresholds:
+                model["score"]["threshold"] = int(threshold)
+                some += 0 < check(con, codes, model) < len(codes)
+        else:
+            some += 0 < check(con, codes, model) < len(codes)
+    assert some > 20
+
+
+def test_extreme_scores(world: tuple[duckdb.DuckDBPyConnection, NDArray[np.uint8]]) -> None:
+    con, codes = world
+    model = document(
+        [[[]]] * 1024,
+        0,
+        {"linear": [2**38] * 32, "square": [2**30] * 32, "constant": 2**51, "votes": 2**40,
+         "shift": 40, "threshold": 0},
+    )  # fmt: skip
+    scores = native.Model.from_json(json.dumps(model)).evaluate(codes)[1]
+    model["score"]["threshold"] = int(np.median(scores))
+    assert check(con, codes, model) == len(codes) // 2
+    for name in ("linear", "square"):
+        model["score"][name] = [-x for x in model["score"][name]]
+    model["score"]["threshold"] = int(np.median(-scores))
+    check(con, codes, model)
+
+
+@pytest.mark.parametrize(
+    ("estimators", "boxes", "threshold"),
+    [(1024, 10, 513), (1, 3000, 1), (1024, 1, 1), (1024, 1, 1024)],
+)
+def test_long_chains(estimators: int, boxes: int, threshold: int) -> None:
+    """DuckDB limits the depth of expressions: long chains are written in groups."""
+    con, codes = table(300)
+    random = np.random.default_rng(1)
+    model = document(
+        [
+            [
+                [[int(d), int(lo), int(lo) + 20]]
+                for d, lo in random.integers(0, [32, 230], (boxes, 2))
+            ]
+            for _ in range(estimators)
+        ],
+        threshold,
+    )
+    if threshold == estimators > 1:
+        model["estimators"] = [[[[e % 32, 0, 254]]] for e in range(estimators)]
+    check(con, codes, model)

@@ -1,0 +1,406 @@
+"""The C core through native.py, against NumPy."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from boxwood import errors, native
+from conftest import clustered_codes
+
+UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
+PRINTS = native.Fingerprints("encoder", "head", "quantizer")
+
+
+def write(
+    folder: Path, parts: list[tuple[NDArray[np.int64], NDArray[np.uint8]]], generation: int = 1
+) -> native.Index:
+    names = []
+    for number, (ids, codes) in enumerate(parts):
+        names.append(f"{number}.segment")
+        native.write_segment(folder, names[-1], ids, codes, UUID, generation, PRINTS)
+    native.write_manifest(folder, UUID, generation, names, PRINTS)
+    return native.Index(folder)
+
+
+def rows(n: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    rng = np.random.default_rng(seed)
+    return rng.permutation(n * 5)[:n].astype(np.int64), clustered_codes(n, seed)
+
+
+@st.composite
+def models(draw: st.DrawFn) -> native.Model:
+    """Models with boxes that hold some of the clustered codes, with and without scores."""
+
+    def box() -> list[list[int]]:
+        dims = draw(st.lists(st.integers(0, 31), max_size=4, unique=True))
+        ranges = []
+        for dim in sorted(dims):
+            lo, hi = sorted((draw(st.integers(0, 255)), draw(st.integers(0, 255))))
+            ranges.append([dim, lo, max(lo, min(255, hi + 40))])
+        return ranges
+
+    estimators = [
+        [box() for _ in range(draw(st.integers(0, 3)))] for _ in range(draw(st.integers(1, 6)))
+    ]
+    document: dict[str, Any] = {
+        "boxwood_model": 1, "learner": "test", "dims": 32, "quantizer": "",
+        "estimators": estimators, "threshold": draw(st.integers(0, len(estimators))),
+    }  # fmt: skip
+    if draw(st.booleans()):
+        small = st.integers(-1000, 1000)
+        document["score"] = {
+            "linear": draw(st.lists(small, min_size=32, max_size=32)),
+            "square": draw(st.lists(st.integers(-3, 3), min_size=32, max_size=32)),
+            "constant": draw(small), "votes": draw(st.integers(-(2**21), 2**21)), "shift": 4,
+            "threshold": draw(st.none() | st.integers(-(10**6), 10**6)),
+        }  # fmt: skip
+    return native.Model.from_json(json.dumps(document))
+
+
+def brute(model: native.Model, codes: NDArray[np.uint8]) -> Any:
+    """Votes, scores and matches by NumPy, from the document alone."""
+    document = json.loads(model.to_json())
+    x = codes.astype(np.int64)
+    votes = np.zeros(len(x), np.int32)
+    for estimator in document["estimators"]:
+        inside = np.zeros(len(x), bool)
+        for box in estimator:
+            part = np.ones(len(x), bool)
+            for dim, lo, hi in box:
+                part &= (x[:, dim] >= lo) & (x[:, dim] <= hi)
+            inside |= part
+        votes += inside
+    match = votes >= document["threshold"]
+    score = document.get("score")
+    if score is None:
+        return votes, votes.astype(np.int64), match
+    scores = votes.astype(np.int64) * score["votes"] + score["constant"]
+    scores += ((np.array(score["linear"]) + np.array(score["square"]) * x) * x).sum(axis=1)
+    if score["threshold"] is not None:
+        match &= scores >= score["threshold"]
+    return votes, scores, match
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> native.Index:
+    ids, codes = rows(9000)
+    cuts = [(0, 5000), (5000, 5001), (5001, 9000)]
+    return write(tmp_path_factory.mktemp("index"), [(ids[a:b], codes[a:b]) for a, b in cuts])
+
+
+def test_info(index: native.Index) -> None:
+    assert (len(index), index.info.segments, index.info.uuid) == (9000, 3, UUID)
+    assert index.info.fingerprints == PRINTS
+    assert [segment.rows for segment in index.segments()] == [5000, 1, 3999]
+    assert sum(segment.bytes for segment in index.segments()) == index.info.bytes
+    index.validate()
+
+
+def test_rows_are_those_that_were_written(index: native.Index) -> None:
+    ids, codes = rows(9000)
+    got_ids, got_codes = index.rows()
+    order = np.argsort(ids)
+    got = np.argsort(got_ids)
+    assert np.array_equal(ids[order], got_ids[got])
+    assert np.array_equal(codes[order], got_codes[got])
+    assert np.array_equal(index.rows(4990, 20)[0], got_ids[4990:5010])
+    assert np.array_equal(index.ids(), got_ids)
+    assert np.array_equal(index.codes(ids), codes)
+
+
+def test_lookup(index: native.Index) -> None:
+    ids, codes = rows(9000)
+    absent = np.setdiff1d(np.arange(50_000), ids)[:10]
+    found_codes, found = index.lookup(np.concatenate([absent, ids[:10]]))
+    assert found.tolist() == [False] * 10 + [True] * 10
+    assert np.array_equal(found_codes[10:], codes[:10])
+    assert not found_codes[:10].any()
+    with pytest.raises(errors.InputError, match=str(absent[0])):
+        index.codes(absent[:1])
+
+
+@given(models(), st.integers(0, 3))
+def test_search_equals_numpy(index: native.Index, model: native.Model, threads: int) -> None:
+    ids, codes = index.rows()
+    votes, scores, match = brute(model, codes)
+    evaluated = model.evaluate(codes)
+    assert np.array_equal(evaluated[0], votes)
+    assert np.array_equal(evaluated[1], scores)
+    assert np.array_equal(evaluated[2], match)
+    found = index.search(model, threads=threads)
+    assert np.array_equal(found.ids, ids[match])
+    assert np.array_equal(found.votes, votes[match])
+    assert np.array_equal(found.scores, scores[match])
+    assert index.count(model, threads=threads) == match.sum() == found.stats.rows
+    stats = found.stats
+    assert stats.blocks == sum(s.blocks for s in index.segments())
+
+
+@given(models())
+def test_model_documents_round_trip(model: native.Model) -> None:
+    document = model.to_json()
+    assert native.Model.from_json(document).to_json() == document
+    ranges = model.ranges()
+    flat = [
+        (e, b, *r)
+        for e, boxes in enumerate(json.loads(document)["estimators"])
+        for b, box in enumerate(boxes)
+        for r in box
+    ]
+    assert [tuple(r) for r in ranges.tolist()] == flat
+    assert model.info.ranges == len(flat)
+
+
+@given(st.integers(1, 40), st.integers(0, 2**32), st.integers(1, 3))
+def test_knn_equals_numpy(index: native.Index, k: int, seed: int, queries: int) -> None:
+    ids, codes = index.rows()
+    rng = np.random.default_rng(seed)
+    query = rng.integers(0, 256, (queries, 32)).astype(np.uint8)
+    query[0] = codes[rng.integers(len(codes))]
+    got_ids, got = index.knn(query, k)
+    for i in range(queries):
+        distance = ((codes.astype(np.int64) - query[i].astype(np.int64)) ** 2).sum(axis=1)
+        order = np.lexsort((ids, distance))[:k]
+        assert np.array_equal(got_ids[i], ids[order])
+        assert np.array_equal(got[i], distance[order])
+
+
+def test_knn_with_more_than_there_is(tmp_path: Path) -> None:
+    ids, codes = rows(5)
+    assert write(tmp_path, [(ids, codes)]).knn(codes[:1], 100)[0].shape == (1, 5)
+
+
+def test_an_index_without_segments(tmp_path: Path) -> None:
+    empty = write(tmp_path, [])
+    assert len(empty) == 0
+    assert empty.knn(np.zeros((2, 32), np.uint8), 10)[0].shape == (2, 0)
+    everything = native.Model.from_json(
+        '{"boxwood_model":1,"learner":"all","dims":32,"estimators":[[[]]],"threshold":1}'
+    )
+    assert empty.count(everything) == 0
+    assert len(empty.search(everything).ids) == 0
+    assert len(empty.draw(10)) == 0
+
+
+def test_draw(index: native.Index) -> None:
+    ids = index.ids()
+    out = ids[:8000]
+    drawn = index.draw(500, seed=7, exclude=out)
+    assert len(np.unique(drawn)) == 500
+    assert np.isin(drawn, ids[8000:]).all()
+    assert np.array_equal(drawn, index.draw(500, seed=7, exclude=out[::-1]))
+    assert not np.array_equal(drawn, index.draw(500, seed=8, exclude=out))
+    assert len(index.draw(5000, exclude=out)) == 1000
+
+
+def test_draw_and_training_do_not_depend_on_segments(tmp_path: Path, index: native.Index) -> None:
+    ids, codes = rows(9000)
+    one = write(tmp_path, [(ids, codes)])
+    assert np.array_equal(np.sort(one.draw(300, 3)), np.sort(index.draw(300, 3)))
+    near = one.knn(codes[:1], 60)[0][0]
+    for learner in ("branch", "ensemble"):
+        options = {"learner": learner, "seed": 5, "negative_weight": 2.5}
+        a, _ = one.train(near[:20], near[40:], **options)  # type: ignore[arg-type]
+        b, stats = index.train(near[:20][::-1], near[40:], **options)  # type: ignore[arg-type]
+        assert a.to_json() == b.to_json()
+        assert (stats.positives, stats.negatives, stats.random_negatives) == (20, 20, 500)
+        assert index.info.fingerprints.quantizer == a.info.quantizer
+
+
+def test_training_from_codes_equals_training_from_ids(index: native.Index) -> None:
+    near = index.knn(clustered_codes(1), 60)[0][0]
+    right, wrong = np.sort(near[:20]), np.sort(near[40:])
+    randoms = index.draw(100, 9, np.concatenate([right, wrong]))
+    by_id, _ = index.train(right, wrong, random_negatives=100, seed=9)
+    by_code, _ = native.train_codes(
+        index.codes(right), index.codes(wrong), index.codes(randoms), seed=9, quantizer="quantizer"
+    )
+    assert by_id.to_json() == by_code.to_json()
+
+
+def test_explain(index: native.Index) -> None:
+    near = index.knn(clustered_codes(1), 60)[0][0]
+    model, _ = index.train(near[:20])
+    reports, total = index.explain(model)
+    assert len(reports) == model.info.boxes
+    assert total.rows == index.count(model)
+    assert max(report["rows"] for report in reports) >= 20 * 0.5
+    assert {report["path"] for report in reports} == {"zones"}
+
+
+def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
+    ids, codes = rows(3000)
+    for name, order in (("a", slice(None)), ("b", slice(None, None, -1))):
+        native.write_segment(
+            tmp_path, name, np.ascontiguousarray(ids[order]), np.ascontiguousarray(codes[order]),
+            UUID, 1, PRINTS,
+        )  # fmt: skip
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_progress_and_its_exceptions(tmp_path: Path) -> None:
+    ids, codes = rows(200_000)
+    parts: list[float] = []
+    native.write_segment(tmp_path, "a", ids, codes, UUID, 1, PRINTS, parts.append)
+    assert parts == sorted(parts)
+    assert parts
+    assert 0 <= parts[0] <= parts[-1] <= 1
+
+    def stop(part: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        native.write_segment(tmp_path, "b", ids, codes, UUID, 1, PRINTS, stop)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_search_can_be_interrupted() -> None:
+    started = threading.Event()
+
+    def work(cancel: Any) -> None:
+        started.set()
+        while not cancel[0]:
+            pass
+
+    def interrupt() -> None:
+        started.wait()
+        signal.raise_signal(signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        native._interruptible(work)
+    thread.join()
+
+
+def test_what_a_long_search_raises_arrives() -> None:
+    def work(cancel: Any) -> None:
+        raise errors.IndexCorrupt("no")
+
+    with pytest.raises(errors.IndexCorrupt):
+        native._interruptible(work)
+
+
+def test_results_outlive_the_index(tmp_path: Path) -> None:
+    ids, codes = rows(2000)
+    index = write(tmp_path, [(ids, codes)])
+    everything = native.Model.from_json(
+        '{"boxwood_model":1,"learner":"all","dims":32,"estimators":[[[]]],"threshold":1}'
+    )
+    found = index.search(everything)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert index.count(everything) == 2000
+    index.close()
+    index.close()
+    assert np.array_equal(np.sort(found.ids), np.sort(ids))
+    with pytest.raises(errors.InputError, match="closed"):
+        index.count(everything)
+
+
+def test_threads_share_an_index(index: native.Index) -> None:
+    near = index.knn(clustered_codes(1), 40)[0][0]
+    model, _ = index.train(near[:20])
+    expected = index.search(model).ids
+    wrong: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            if not np.array_equal(index.search(model, threads=2).ids, expected):
+                wrong.append(1)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_isa(index: native.Index) -> None:
+    model, _ = index.train(index.ids()[:20])
+    before = native.isa()
+    expected = index.search(model)
+    try:
+        native.select_isa("generic")
+        assert native.isa() == "generic"
+        got = index.search(model)
+        assert np.array_equal(got.ids, expected.ids)
+        assert np.array_equal(got.scores, expected.scores)
+        with pytest.raises(errors.InputError, match="pentium"):
+            native.select_isa("pentium")
+    finally:
+        native.select_isa(None)
+    native.select_isa(before)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, None, 3], "NULL in row 1"),
+        ([1.0, float("nan")], "NULL in row 1"),
+        ([1.5], "integers"),
+        (["a"], "integers"),
+        ([True, False], "integers"),
+        ([[1, 2]], "flat"),
+        ([3, -4], "row 1 is -4"),
+        ([2**63], "2\\^63|64 bits"),
+        ([2**70], "64 bits"),
+    ],
+)
+def test_bad_ids(ids: Any, message: str) -> None:
+    with pytest.raises(errors.InputError, match=message):
+        native.check_ids(ids)
+
+
+@pytest.mark.parametrize(
+    "codes", [np.zeros((3, 31), np.uint8), np.zeros(32, np.uint8), np.zeros((1, 32)),
+              np.full((1, 32), 256), np.full((1, 32), -1)],
+)  # fmt: skip
+def test_bad_codes(codes: Any) -> None:
+    with pytest.raises(errors.InputError, match="codes must"):
+        native.check_codes(codes)
+
+
+def test_bad_arguments(tmp_path: Path, index: native.Index) -> None:
+    ids, codes = rows(10)
+    for k in (0, -1, native.MAX_K + 1, 1.5, True):
+        with pytest.raises(errors.InputError, match="k must be"):
+            index.knn(codes[:1], k)  # type: ignore[arg-type]
+    with pytest.raises(errors.InputError, match="learner"):
+        index.train(ids, learner="magic")
+    with pytest.raises(errors.InputError):
+        index.train(index.ids()[:5], negative_weight=float("nan"))
+    with pytest.raises(errors.InputError, match="estimators"):
+        index.train(index.ids()[:5], estimators=0)
+    with pytest.raises(errors.InputError, match="seed"):
+        index.train(index.ids()[:5], seed=-1)
+    with pytest.raises(errors.InputError, match="rows"):
+        index.rows(8990, 20)
+    with pytest.raises(errors.InputError):
+        native.write_segment(tmp_path, "a", ids[:9], codes, UUID, 1, PRINTS)
+    with pytest.raises(errors.InputError):
+        native.write_segment(tmp_path, "../a", ids, codes, UUID, 1, PRINTS)
+    double = np.concatenate([ids, ids])
+    with pytest.raises(errors.InputError):
+        native.write_segment(tmp_path, "a", double, np.repeat(codes, 2, 0), UUID, 1, PRINTS)
+    with pytest.raises(errors.StorageError):
+        native.write_segment(tmp_path / "nowhere", "a", ids, codes, UUID, 1, PRINTS)
+    with pytest.raises(errors.InputError, match="31 bytes"):
+        native.write_segment(
+            tmp_path, "a", ids, codes, UUID, 1, native.Fingerprints(encoder="x" * 32)
+        )
+    with pytest.raises(errors.IndexMissing):
+        native.Index(tmp_path / "nowhere")
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The learner once more, in NumPy: the specification at the head of core/train_branch.c, step by step.
+"""The learner once more, in NumPy: the specification in core/train_branch.c, step by step.
 
 The C core and this twin must give the same model for every input. Nothing here is fast.
 """

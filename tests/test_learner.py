@@ -15,7 +15,6 @@ import learner_twin
 from boxwood import native
 
 Codes = NDArray[np.uint8]
-BRANCH, ENSEMBLE = 1, 2
 NOTHING = np.empty((0, 32), np.uint8)
 
 
@@ -29,18 +28,20 @@ def train(
     seed: int = 0,
 ) -> dict[str, Any]:
     """The model document that C makes; arguments as in the twin."""
-    options = native.ffi.new("bw_train_options *")
-    options.learner = BRANCH if estimators is None else ENSEMBLE
-    options.estimators = estimators or 0
-    options.negative_weight, options.seed = negative_weight, seed
-    model, error = native.ffi.new("bw_model **"), native.ffi.new("bw_error *")
-    parts: list[Any] = []
-    for rows in (positives, negatives, randoms):
-        rows = np.ascontiguousarray(rows, np.uint8)
-        parts += [native.ffi.from_buffer("uint8_t[]", rows), len(rows)]
-    status = native.lib.bw_train_codes(*parts, options, b"q", model, native.ffi.NULL, error)
-    assert status == 0, native.ffi.string(error.message)
-    return json.loads(native.Model(model[0]).to_json())
+    model, stats = native.train_codes(
+        positives,
+        negatives,
+        randoms,
+        learner="branch" if estimators is None else "ensemble",
+        estimators=estimators or 25,
+        negative_weight=negative_weight,
+        seed=seed,
+        quantizer="q",
+    )
+    assert (stats.positives, stats.negatives) == (len(positives), len(negatives))
+    assert (stats.estimators, stats.boxes) == (estimators or 1, model.info.boxes)
+    document: dict[str, Any] = json.loads(model.to_json())
+    return document
 
 
 def match(model: dict[str, Any], codes: Codes) -> NDArray[np.bool_]:

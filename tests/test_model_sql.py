@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import duckdb
@@ -116,6 +118,24 @@ def test_extreme_scores(world: tuple[duckdb.DuckDBPyConnection, NDArray[np.uint8
         model["score"][name] = [-x for x in model["score"][name]]
     model["score"]["threshold"] = int(np.median(-scores))
     check(con, codes, model)
+
+
+def test_sqlite_agrees(world: tuple[duckdb.DuckDBPyConnection, NDArray[np.uint8]]) -> None:
+    """The text is plain SQL: another engine gives the same rows."""
+    codes = world[1][:500]
+    names = [f"d{d:02}" for d in range(32)]
+    random = np.random.default_rng(5)
+    with closing(sqlite3.connect(":memory:")) as con:
+        con.execute(f"CREATE TABLE codes ({', '.join(f'{name} INTEGER' for name in names)})")
+        con.executemany(f"INSERT INTO codes VALUES ({', '.join('?' * 32)})", codes.tolist())
+        for _ in range(40):
+            model = random_model(random)
+            parsed = native.Model.from_json(json.dumps(model))
+            if "score" in model:
+                model["score"]["threshold"] = int(np.median(parsed.evaluate(codes)[1]))
+                parsed = native.Model.from_json(json.dumps(model))
+            rows = con.execute(f"SELECT rowid - 1 FROM codes WHERE {parsed.to_sql()} ORDER BY 1")
+            assert [row for (row,) in rows] == np.flatnonzero(parsed.evaluate(codes)[2]).tolist()
 
 
 @pytest.mark.parametrize(

@@ -680,7 +680,8 @@ def _interruptible(work: Callable[[Any], None]) -> None:
     thread = threading.Thread(target=run, name="boxwood-search")
     try:
         thread.start()
-        thread.join()
+        while thread.is_alive():
+            thread.join(0.1)  # the signal may have come to another thread, which wakes nobody
     except BaseException:
         cancel[0] = 1
         if thread.ident is not None:  # else it has not begun, and will see the flag when it does

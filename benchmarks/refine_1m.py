@@ -162,7 +162,7 @@ def ask(con: duckdb.DuckDBPyConnection, collection: boxwood.Collection,
         con.execute(f"SET threads = {threads}")
 
         def sql(statement: str, parameters: object = None) -> Callable[[], int]:
-            return lambda: int(con.execute(statement, parameters).fetchone()[0])
+            return lambda: int(con.execute(statement, parameters).fetchall()[0][0])
 
         def arrow(statement: str, parameters: object = None) -> Callable[[], int]:
             return lambda: len(con.sql(statement, params=parameters).to_arrow_table())

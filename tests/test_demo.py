@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import boxwood
-from boxwood import demo
+from boxwood import demo, report
 from boxwood.errors import InputError
 
 pytestmark = pytest.mark.skipif(
@@ -224,3 +224,52 @@ def test_the_next_page_shows_the_best_and_the_last_and_then_goes_on_by_words() -
     few = demo.next_page(person, [1, 7, 5], list(range(200)))
     assert few[:2] == [7, 5]
     assert few[2:] == [i for i in range(200) if i not in {0, 1, 2, 5, 7}][:28]
+
+
+# --- pictures and tables ------------------------------------------------------------------------
+
+
+def test_contact_sheet(tmp_path: Path) -> None:
+    image_module = pytest.importorskip("PIL.Image")
+    colours = {"right": (0, 0, 255), "wrong": (255, 255, 0)}
+    cells = []
+    for mark, colour in colours.items():
+        image_module.new("RGB", (300, 200), colour).save(tmp_path / f"{mark}.png")
+        cells.append(report.Cell(tmp_path / f"{mark}.png", mark, mark))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    cells += [report.Cell(tmp_path / "broken.png"), report.Cell(tmp_path / "absent.png")]
+    sheet = report.contact_sheet(cells, columns=4, side=96, title="a title")
+    gap, border = 6, 4
+    for i, mark in enumerate(colours):
+        left = gap + i * (96 + 2 * border + gap)
+        top = 22 + gap
+        assert sheet.getpixel((left + border + 48, top + border + 48)) == colours[mark]
+        red, green, _ = sheet.getpixel((left + 1, top + 50))
+        assert (green > red) == (mark == "right")
+    with pytest.raises(InputError):
+        report.contact_sheet([])
+
+
+def test_text_table() -> None:
+    rows = [["a", 7, 0.123456, None], ["long\nname", 12345, 10.0, "x"]]
+    table = report.text_table(["name", "n", "x", "note"], rows)
+    assert table.splitlines() == [
+        "name           n       x  note",
+        "---------  -----  ------  ----",
+        "a              7  0.1235",
+        "long name  12345      10  x",
+    ]
+    narrow = report.text_table(["uri", "id"], [["/a/very/long/path/one.jpg", 5]], width=20)
+    assert max(map(len, narrow.splitlines())) <= 20
+    assert narrow.splitlines()[-1] == "…ng/path/one.jpg   5"
+    assert report.text_table(["a"], []).splitlines() == ["a", "-"]
+
+
+def test_plot_keeps_values_inside() -> None:
+    svg = report.plot({"one": [0.0, 1.0], "two": [0.5, 0.5]}, start={"<words>": 0.25})
+    assert "&lt;words&gt;" in svg
+    points = re.findall(r'points="([^"]+)"', svg)
+    assert len(points) == 2
+    lows = [float(pair.split(",")[1]) for pair in points[0].split()]
+    middle = float(points[1].split(",")[1].split()[0])
+    assert lows[0] > middle > lows[1]

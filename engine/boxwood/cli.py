@@ -638,13 +638,13 @@ def _export(args: argparse.Namespace) -> int:
     model = boxwood.Model.load(args.model)
     with _collection(args) as collection:
         columns, join = _metadata_join(collection, "s")
-        row = collection.con.execute(
+        [(count,)] = collection.con.execute(
             f"COPY (SELECT s.id, s.votes, s.score{columns} "
             f"FROM boxwood_search({literal(collection.index_path)}, "
             f"model := {literal(model.to_json())}) s {join} "
             f"ORDER BY s.score DESC, s.id) TO {literal(args.out)} (FORMAT {form})"
-        ).fetchone()
-    print(f"wrote {row[0] if row else 0:,} rows to {args.out}")
+        ).fetchall()
+    print(f"wrote {count:,} rows to {args.out}")
     return OK
 
 

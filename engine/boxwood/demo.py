@@ -176,10 +176,8 @@ def refine_sql(name: str, person: Person, learner: str) -> str:
     )
 
 
-def _one(con: Any, sql: str, parameters: dict[str, object] | None = None) -> int:
-    row = con.execute(sql, parameters).fetchone()
-    assert row is not None  # an aggregate always has a row
-    return int(row[0])
+def _count(con: Any, sql: str, parameters: dict[str, object] | None = None) -> int:
+    return int(con.execute(sql, parameters).fetchall()[0][0])
 
 
 def _check_counts(collection: Any, found: Any, where: str, learner: str, person: Person) -> str:
@@ -187,16 +185,16 @@ def _check_counts(collection: Any, found: Any, where: str, learner: str, person:
     con, name = collection.con, collection.name
     counts = {
         "Refined.count": found.count,
-        "DuckDB's WHERE": _one(con, f'SELECT count(*) FROM boxwood."{name}_codes" WHERE {where}'),
+        "DuckDB's WHERE": _count(con, f'SELECT count(*) FROM boxwood."{name}_codes" WHERE {where}'),
     }
     if learner in ("branch", "ensemble"):
         statement = f"SELECT count(*) FROM {refine_sql(name, person, learner)};"
-        counts["refine()"] = _one(con, statement)
+        counts["refine()"] = _count(con, statement)
     else:
         # scikit-learn trained this one; SQL runs the boxes that it was compiled to.
         statement = "SELECT count(*) FROM boxwood_search($index, model := $model);"
         parameters = {"index": str(collection.index_path), "model": found.model.to_json()}
-        counts["boxwood_search()"] = _one(con, statement, parameters)
+        counts["boxwood_search()"] = _count(con, statement, parameters)
     if len(set(counts.values())) != 1:
         ways = ", ".join(f"{way} {count}" for way, count in counts.items())
         raise Error(f"the counts of {learner} do not agree: {ways}; please report this as a bug")
@@ -290,13 +288,22 @@ class Demo:
     def _collection(self, files: Sequence[Path]) -> Any:
         """The collection with every picture in it; goes on where an earlier run stopped."""
         try:
-            collection = self._open()
+            return self._filled(files)
         except (Error, duckdb.Error) as error:
-            # The demo's own database: whatever is wrong with it, a new one is the cure.
-            self.say(f"database    made anew ({str(error).splitlines()[0]})")
+            if not (self.folder / "demo.duckdb").exists():
+                raise
+            # The demo's own database, perhaps of another version: a new one is the cure.
+            self.say(f"database    made anew: {str(error).splitlines()[0]}")
             self._remove_database()
-            collection = self._open()
-        added = collection.add_images(files, progress=self.progress)
+            return self._filled(files)
+
+    def _filled(self, files: Sequence[Path]) -> Any:
+        collection = self._open()
+        try:
+            added = collection.add_images(files, progress=self.progress)
+        except BaseException:
+            collection.con.close()
+            raise
         rate = f", {added.images_per_second:,.0f} images/s" if added.added else ""
         self.say(
             f"collection  {added.added:,} added in {added.seconds:.1f} s{rate}; "

@@ -64,6 +64,9 @@ def contact_sheet(
     line = 14 if any(cell.caption for cell in cells) else 0
     head = 22 if title else 0
     width = gap + columns * (side + 2 * border + gap)
+    if title:
+        ruler = _pillow("ImageDraw").Draw(image_module.new("RGB", (1, 1)))
+        width = max(width, int(ruler.textlength(title)) + 2 * gap)
     rows = -(-len(cells) // columns)
     step = side + 2 * border + line + gap
     sheet = image_module.new("RGB", (width, head + gap + rows * step), _PAPER)

@@ -93,13 +93,15 @@ def _ranking_loss(
 
 
 def _kinds(drawn: scenes.Scenes) -> torch.Tensor:
-    """Which shapes, and which of the 56 pairs of shape and colour seen in training, a scene shows:
-    zeros and ones of shape ``(n, 64)``."""
-    shown = np.zeros((len(drawn), 8 + 64), np.float32)
-    for shape, colour in ((1, 2), (6, 7)):
-        rows = np.flatnonzero(drawn[:, shape] != scenes.NONE)
-        shown[rows, drawn[rows, shape]] = 1
-        shown[rows, 8 + 8 * drawn[rows, shape].astype(int) + drawn[rows, colour]] = 1
+    """Which shapes a scene shows, which of the 56 pairs of shape and colour seen in training, and
+    which pairs of shape and pattern: zeros and ones of shape ``(n, 88)``."""
+    shown = np.zeros((len(drawn), 8 + 64 + 24), np.float32)
+    for first in (1, 6):
+        rows = np.flatnonzero(drawn[:, first] != scenes.NONE)
+        shape, colour, _, pattern = drawn[rows, first : first + 4].astype(int).T
+        shown[rows, shape] = 1
+        shown[rows, 8 + 8 * shape + colour] = 1
+        shown[rows, 72 + 3 * shape + pattern] = 1
     held_out = [8 + 8 * shape + colour for shape, colour in scenes.HELD_OUT]
     return torch.from_numpy(np.delete(shown, held_out, axis=1))
 
@@ -111,7 +113,7 @@ def _short(batch: scenes.Scenes, rng: np.random.Generator) -> scenes.Query:
     rows[second, 1:6] = rows[second, 6:11]
     rows[:, 5:] = scenes.ANY
     # Background, shape, colour, size, pattern.
-    said = rng.random((len(rows), 5)) < (0.15, 0.9, 0.55, 0.2, 0.25)
+    said = rng.random((len(rows), 5)) < (0.15, 0.9, 0.55, 0.2, 0.4)
     said[:, 1] |= ~said.any(axis=1)
     rows[:, :5][~said] = scenes.ANY
     return rows
@@ -142,7 +144,7 @@ def train(out: Path, minutes: float, seed: int, log: Log) -> None:
     log(f"{len(flat)} scenes rendered in {time.monotonic() - began:.0f} s; "
         f"{len(tokens)} tokens; {parameters} parameters")  # fmt: skip
 
-    namer = torch.nn.Linear(tiny_model.CONFIG["embed_dim"], 64)
+    namer = torch.nn.Linear(tiny_model.CONFIG["embed_dim"], 88)
     weights = [*model.parameters(), *namer.parameters()]
     decayed = [p for n, p in model.named_parameters() if p.ndim > 1 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if not (p.ndim > 1 and "embedding" not in n)]

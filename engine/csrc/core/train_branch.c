@@ -1,63 +1,72 @@
 /* clang-format off */
-/* train_branch.c - learners of decision branches, after "CLIP-Branches: Interactive Fine-Tuning for Text-Image
- * Retrieval" (SIGIR 2024): a branch is a union of boxes that are grown bottom-up around the positives, with borders set
- * by Gini between positives and negatives; an ensemble votes among branches on bootstraps. What is ours: the size of a
- * box comes from a variance with a prior, so that a few labels make a box that generalises.
+/* train_branch.c - learners of decision branches, after "CLIP-Branches: Interactive Fine-Tuning for
+ * Text-Image Retrieval" (SIGIR 2024): a branch is a union of boxes that are grown bottom-up around the
+ * positives, with borders set by Gini between positives and negatives; an ensemble votes among branches on
+ * bootstraps. What is ours: the size of a box comes from a variance with a prior, so that a few labels make a
+ * box that generalises.
  *
- * Everything is integer arithmetic; "/" rounds down, and isqrt is the integer square root. The specification, which
- * tests/learner_twin.py follows word by word:
+ * Everything is integer arithmetic; "/" rounds down, and isqrt is the integer square root. The specification,
+ * which tests/learner_twin.py follows word by word:
  *
- * Training set. Rows are positives, given negatives and random negatives, in the order given. Random numbers come from
- * one SplitMix64 with the seed; below(n) is bw_random_below. A given negative weighs floor(256 * negative_weight + 1/2),
- * a random one 256.
+ * Training set. Rows are positives, given negatives and random negatives, in the order given. Random numbers
+ * come from one SplitMix64 with the seed; below(n) is bw_random_below. A given negative weighs floor(256 *
+ * negative_weight + 1/2), a random one 256.
  *
- * Prior. Out of the random negatives (or, when they are fewer than 8, the given negatives followed by the random ones)
- * n = min(rows, 512) evenly spaced rows i * rows / n are taken, and for each the k = min(4, n - 1) others nearest to it
- * (squared distance, ties by place).
+ * Prior. Out of the random negatives (or, when they are fewer than 8, the given negatives followed by the
+ * random ones) n = min(rows, 512) evenly spaced rows i * rows / n are taken, and for each the k = min(4, n -
+ * 1) others nearest to it (squared distance, ties by place).
  *     prior[d] = max(256, 128 * (sum of the squared differences in d) / (n * k)), or 16384 where n = 1:
  * half the mean squared difference of neighbours is the variance inside small neighbourhoods; here in 1/256.
  *
  * Estimators, one after the other.
- *   ensemble: 16 dimensions are drawn (for i = 0 .. 15: j = i + below(32 - i); swap places i and j of 0, 1, .. 31; the
- *     first 16), then a bootstrap of the positives, of the given and of the random negatives: min(rows, limit) times
- *     below(rows), with limits 2048, 4096, 4096. A row that is drawn c times counts c times.
+ *   ensemble: 16 dimensions are drawn (for i = 0 .. 15: j = i + below(32 - i); swap places i and j of 0, 1,
+ *     .. 31; the first 16), then a bootstrap of the positives, of the given and of the random negatives:
+ *     min(rows, limit) times below(rows), with limits 2048, 4096, 4096. A row that is drawn c times counts c
+ *     times.
  *   branch: all 32 dimensions; a list longer than its limit is drawn from likewise, any other is taken whole.
- * Let P be the number of positives, W the weight of the negatives, both by count. The share of some positives is their
- * count * 65536 / P, that of some negatives their weight (times count) * 65536 / W. For two such shares a and b
- *     purity(a, b) = part(a, b) + part(65536 - a, 65536 - b), part(a, b) = a * a / (a + 16 * b), or 0 where a = 0,
- * which rises as the Gini impurity of the division falls when the negatives weigh 16 times the positives: what people
- * look for is rare in a collection.
+ * Let P be the number of positives, W the weight of the negatives, both by count. The share of some positives
+ * is their count * 65536 / P, that of some negatives their weight (times count) * 65536 / W. For two such
+ * shares a and b
+ *     purity(a, b) = part(a, b) + part(65536 - a, 65536 - b)
+ *     part(a, b) = a * a / (a + 16 * b), or 0 where a = 0,
+ * which rises as the Gini impurity of the division falls when the negatives weigh 16 times the positives:
+ * what people look for is rare in a collection.
  *
- * Growth of a branch. While there are uncovered positives, fewer than 16 boxes, and fewer than 32 seeds were drawn:
+ * Growth of a branch. While there are uncovered positives, fewer than 16 boxes, and fewer than 32 seeds were
+ * drawn:
  *   1. The seed is uncovered positive number below(how many there are), in the order of rows.
- *   2. The uncovered positives are sorted by squared distance to the seed, ties by row. Groups are the nearest m of
- *      them, for m = all, m / 2, m / 4, .. 1. Each group gives a box (3). Boxes that do not contain the seed are
- *      dropped; the one of the highest purity stays, on ties that of the larger group. a counts uncovered positives.
- *   3. The box of a group with n positives by count in u rows, with sum S and sum of squares Q in a dimension:
+ *   2. The uncovered positives are sorted by squared distance to the seed, ties by row. Groups are the
+ *      nearest m of them, for m = all, m / 2, m / 4, .. 1. Each group gives a box (3). Boxes that do not
+ *      contain the seed are dropped; the one of the highest purity stays, on ties that of the larger group. a
+ *      counts uncovered positives.
+ *   3. The box of a group with n positives by count in u rows, with sum S and sum of squares Q in a
+ *      dimension:
  *          scatter = 256 * (n * Q - S * S) * u / (n * n)
- *          scale = min(320, (4096 + sum over the 32 dimensions of 256 * scatter / prior) / (16 + 32 * (u - 1)))
+ *          scale = min(320, (4096 + sum over 32 dimensions of 256 * scatter / prior) / (16 + 32 * (u - 1)))
  *          local = max(256, prior * scale / 256)
  *          variance = (4 * local + scatter) * (u + 1) / ((u + 3) * u)
  *          z = 154 + 154 / (4 + u)
  *          half = max(16, isqrt(variance * z * z / 4096))
  *          center = (32 * S + n) / (2 * n)
  *          lo = max(0, ceiling((center - half) / 16)), hi = min(255, (center + half) / 16)
- *      This is a posterior predictive interval of z / 64 standard deviations, with half and center in 1/16. The 32
- *      dimensions together tell how wide the group is against neighbourhoods in the collection, even when it has two
- *      rows: that is scale, in 1/256. Dimensions are then chosen out of the estimator's, 6 of them, one by one: the one
- *      that leaves the least weight of negatives inside the box so far; on ties, the one with the least weight of all
- *      negatives in its range; then the lowest.
- *   4. Borders of the box: for each chosen dimension in ascending order hi, then lo. The slab is the uncovered positives
- *      and the negatives inside the other chosen ranges. Candidates are the places within half / 128 of the border that
- *      stay in 0 .. 255 and leave the seed inside; the purity of each is that of the rows of the slab in the range that
- *      ends there. A border of the highest purity stays. Otherwise it goes to the middle (rounded towards the old
- *      border) of the nearest run of neighbouring candidates of the highest purity, on ties the run that makes the box
- *      larger: that is midway between the last row inside and the next one outside.
- *   5. The box is kept if the share of the uncovered positives inside it is more than twice that of the negatives. The
- *      positives inside are covered, and the seed in any case. A branch left without boxes keeps its first one.
+ *      This is a posterior predictive interval of z / 64 standard deviations, with half and center in 1/16.
+ *      The 32 dimensions together tell how wide the group is against neighbourhoods in the collection, even
+ *      when it has two rows: that is scale, in 1/256. Dimensions are then chosen out of the estimator's, 6 of
+ *      them, one by one: the one that leaves the least weight of negatives inside the box so far; on ties,
+ *      the one with the least weight of all negatives in its range; then the lowest.
+ *   4. Borders of the box: for each chosen dimension in ascending order hi, then lo. The slab is the
+ *      uncovered positives and the negatives inside the other chosen ranges. Candidates are the places within
+ *      half / 128 of the border that stay in 0 .. 255 and leave the seed inside; the purity of each is that
+ *      of the rows of the slab in the range that ends there. A border of the highest purity stays. Otherwise
+ *      it goes to the middle (rounded towards the old border) of the nearest run of neighbouring candidates
+ *      of the highest purity, on ties the run that makes the box larger: that is midway between the last row
+ *      inside and the next one outside.
+ *   5. The box is kept if the share of the uncovered positives inside it is more than twice that of the
+ *      negatives. The positives inside are covered, and the seed in any case. A branch left without boxes
+ *      keeps its first one.
  *
- * Model. One vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the mean
- * positive (2 * S + n) / (2 * n). The largest squared distance is 2,080,800 < 2^21, so votes come first. */
+ * Model. One vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the
+ * mean positive (2 * S + n) / (2 * n). Squared distances are at most 2,080,800 < 2^21, so votes lead. */
 /* clang-format on */
 #include "index.h"
 #include "model.h"
@@ -67,15 +76,15 @@
 
 #define MAX_LABELS 1000000
 #define MAX_RANDOMS 100000
-#define POSITIVE_LIMIT 2048
-#define NEGATIVE_LIMIT 4096
-#define PRIOR_ROWS 512
+#define POSITIVE_LIMIT 2048 /* rows an estimator: training stays below a second, */
+#define NEGATIVE_LIMIT 4096 /* sums of squares and of weights far below 2^63 */
+#define PRIOR_ROWS 512      /* its distances take PRIOR_ROWS^2 * 32 steps, a few milliseconds */
 #define PRIOR_NEIGHBOURS 4
 #define PRIOR_MINIMUM 8
-#define PRIOR_ALONE 16384
-#define PRIOR_STRENGTH 4
-#define SCALE_STRENGTH 16
-#define MAX_SCALE 320
+#define PRIOR_ALONE 16384 /* 8^2 in 1/256 */
+#define PRIOR_STRENGTH 4  /* the prior counts as 4 - 1 positives, */
+#define SCALE_STRENGTH 16 /* its scale as 16 differences in one dimension */
+#define MAX_SCALE 320     /* groups of several classes are wide: do not take that for a wide class */
 #define WEIGHT_ONE 256
 #define SHARE_ONE INT64_C(65536)
 #define NEGATIVE_MASS 16

@@ -190,8 +190,8 @@ def ask(con: duckdb.DuckDBPyConnection, collection: boxwood.Collection,
         base = statistics.median(times["DuckDB WHERE, ids"])
         for name, values in times.items():
             median = statistics.median(values)
-            rows.append([name, threads, round(median, 2), round(min(values), 2),
-                         round(max(values), 2), round(base / median, 1)])  # fmt: skip
+            figures = (median, min(values), max(values), base / median)
+            rows.append([name, threads, *(f"{figure:.2f}" for figure in figures)])
     by_index = con.sql("SELECT id FROM boxwood_search($index, model := $model)", params=at)
     one = np.sort(by_index.to_arrow_table()["id"].to_numpy())
     two = np.sort(con.sql(f"SELECT id FROM {table} WHERE {where}").to_arrow_table()["id"])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
@@ -13,6 +15,10 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 import boxwood
+from boxwood.encode import Encoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,6 +43,31 @@ def clustered_embeddings(n: int, dims: int = 48, seed: int = 0) -> NDArray[np.fl
     centres = rng.normal(0, 1, (12, dims))
     rows = centres[rng.integers(12, size=n)] + rng.normal(0, 0.4, (n, dims))
     return rows.astype(np.float32)
+
+
+class PlainEncoder(Encoder):
+    """An encoder without a network: an image is its 8 x 8 thumbnail, a text its letters."""
+
+    def __init__(self, name: str = "plain", seconds: float = 0.0) -> None:
+        self.name = name
+        self.dims = 192
+        self.fingerprint = f"plain-{name}"
+        self.seconds = seconds  # a batch
+
+    def images(self, images: Sequence[Image]) -> NDArray[np.float32]:
+        time.sleep(self.seconds)
+        pixels = [np.asarray(image.convert("RGB").resize((8, 8)), np.float32) for image in images]
+        return np.stack(pixels).reshape(len(images), -1) + 1
+
+    def texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.ones((len(texts), self.dims), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for place, letter in enumerate(text):
+                row[(7 * place + ord(letter)) % self.dims] += 3
+        return rows
+
+    def default_head(self) -> None:
+        return None
 
 
 @pytest.fixture

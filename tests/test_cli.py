@@ -473,6 +473,52 @@ def test_images_from_create_to_sheet(pictures: Path, tmp_path: Path, run: Run) -
     assert (code, "must end in" in err) == (1, True)
 
 
+def test_nothing_to_add(tmp_path: Path, pictures: Path, run: Run) -> None:
+    path = tmp_path / "data.duckdb"
+    (tmp_path / "empty").mkdir()
+    for source, says in (("empty", "no image files"), ("nowhere", "nowhere")):
+        code, out, err = run("create", path, "scenes", "--images", tmp_path / source)
+        assert (code, out) == (1, "")
+        assert says in err
+        assert not path.exists()
+    assert run("create", path, "scenes", "--encoder", "tiny-scenes")[0] == 0
+    assert run("search", path, "scenes", "a red circle", "--json") == (0, "[]\n", "")
+    (tmp_path / "empty" / "broken.png").write_bytes(b"no picture")
+    code, out, err = run("add", path, "scenes", tmp_path / "empty")
+    assert code == 1
+    assert out.startswith("0 added, 0 were there already, 1 could not be read")
+    code, out, err = run("add", path, "scenes", pictures / "scene_000000.png", "--progress")
+    assert code == 0
+    assert "1/1" in err
+    code, _, err = run("create", path, "other", "--encoder", "ViT-B-99/nothing")
+    assert (code, "ViT-B-99" in err) == (1, True)
+    (tmp_path / "texts.txt").write_bytes(b"\xff\xfe")
+    code, _, err = run("create", path, "other", "--encoder", "tiny-scenes", "--texts",
+                       tmp_path / "texts.txt")  # fmt: skip
+    assert (code, "texts.txt" in err) == (1, True)
+
+
+def test_words_that_were_searched_are_kept_for_the_shell(
+    tmp_path: Path, pictures: Path, run: Run
+) -> None:
+    path = tmp_path / "data.duckdb"
+    assert run("create", path, "scenes", "--images", pictures / "scene_000001.png")[0] == 0
+    assert run("search", path, "scenes", "a very unusual phrase")[0] == 0
+    con = duckdb.connect(path, read_only=True)
+    query = "SELECT count(*) FROM boxwood.texts WHERE text = 'a very unusual phrase'"
+    assert con.execute(query).fetchall() == [(1,)]
+    con.close()
+
+
+def test_output_into_a_closed_pipe(database: Path) -> None:
+    started = process("search", database, "rows", "--like", 104, "-k", 600)
+    assert started.stdout is not None
+    started.stdout.close()
+    assert started.stderr is not None
+    assert started.stderr.read() == ""
+    assert started.wait(timeout=60) == 0
+
+
 def test_interrupted_add_goes_on(tmp_path: Path, pictures: Path) -> None:
     path = tmp_path / "data.duckdb"
     started = process("create", path, "scenes", "--images", pictures, "--batch", 8)

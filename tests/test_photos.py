@@ -83,6 +83,13 @@ def test_odd_files(collection: Any, odd: Path) -> None:
     paths = [Path(p) for (p,) in collection.con.execute("SELECT uri FROM photos").fetchall()]
     assert {p.name for p in paths} == GOOD
     assert all(p.is_file() for p in paths)
+    sizes = dict(
+        collection.con.execute(
+            "SELECT parse_filename(uri), (width, height)::VARCHAR FROM photos"
+        ).fetchall()
+    )
+    assert sizes["huge.jpg"] == "(9000, 6000)"  # the file's, though it is decoded smaller
+    assert sizes["plain.jpg"] == "(160, 120)"
     collection.verify()
 
     again = collection.add_images(odd, progress=False)

@@ -15,14 +15,15 @@ import shutil
 import tempfile
 import threading
 import uuid as uuids
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from boxwood import native
@@ -67,12 +68,25 @@ def check_name(name: object) -> str:
 
 
 def one(
-    con: duckdb.DuckDBPyConnection, query: str, parameters: Sequence[Any] | None = None
+    con: duckdb.DuckDBPyConnection,
+    query: str,
+    parameters: Sequence[Any] | Mapping[str, Any] | None = None,
 ) -> tuple[Any, ...] | None:
     """The first row. All are fetched: DuckDB 2.0 lets a connection with an unfinished result do
     little else."""
     rows = con.execute(query, parameters).fetchall()
     return rows[0] if rows else None
+
+
+@contextmanager
+def registered(cur: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> Iterator[None]:
+    """Let queries of this cursor read an Arrow table by a name."""
+    cur.register(name, rows)
+    try:
+        yield
+    finally:
+        with suppress(duckdb.Error):  # in a transaction that has failed; it ends with the cursor
+            cur.unregister(name)
 
 
 # --- the database ---------------------------------------------------------------------------------
@@ -192,17 +206,24 @@ def exists(cur: duckdb.DuckDBPyConnection) -> bool:
 
 
 def table_exists(cur: duckdb.DuckDBPyConnection, name: str) -> bool:
-    """Whether there is a table or view ``table`` or ``schema.table``."""
-    # Not by selecting from it: DuckDB would take a Python variable of that name for the table.
-    schema, _, table = name.rpartition(".")
+    """Whether there is a table or view ``table``, ``schema.table`` or ``database.schema.table``."""
+    # Asked of the catalog: a mere SELECT would also find Python variables of that name.
+    parts = name.split(".")
     row = one(
         cur,
-        "SELECT count(*) FROM information_schema.tables WHERE lower(table_name) = lower(?) "
-        "AND lower(table_schema) = lower(coalesce(?, current_schema())) "
-        "AND table_catalog IN (current_database(), 'temp')",
-        [table, schema or None],
+        "SELECT count(*) FROM ("
+        "  SELECT database_name, schema_name, table_name AS name FROM duckdb_tables() UNION ALL"
+        "  SELECT database_name, schema_name, view_name FROM duckdb_views()) "
+        "WHERE lower(name) = lower($name) AND lower(schema_name) = "
+        "lower(coalesce($schema, current_schema())) AND "
+        "database_name = coalesce($database, current_database())",
+        {
+            "name": parts[-1],
+            "schema": parts[-2] if len(parts) > 1 else None,
+            "database": parts[-3] if len(parts) > 2 else None,
+        },
     )
-    return bool(row and row[0])
+    return row is not None and row[0] > 0
 
 
 def names(cur: duckdb.DuckDBPyConnection) -> list[str]:
@@ -366,18 +387,17 @@ def stored_text(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> Codes |
 
 
 def store_texts(cur: duckdb.DuckDBPyConnection, name: str, texts: list[str], codes: Codes) -> None:
-    import pyarrow as pa
-
-    rows = pa.table({"text": pa.array(texts, pa.string()),
-                     "code": pa.array(codes.tolist(), pa.list_(pa.uint8()))})  # fmt: skip
-    cur.register("boxwood_new_texts", rows)
-    try:
+    rows = pa.table(
+        {
+            "text": pa.array(texts, pa.string()),
+            "code": pa.array(codes.tolist(), pa.list_(pa.uint8())),
+        }
+    )
+    with registered(cur, "boxwood_new_texts", rows):
         cur.execute(
             "INSERT OR IGNORE INTO boxwood.texts SELECT ?, text, code FROM boxwood_new_texts",
             [name],
         )
-    finally:
-        cur.unregister("boxwood_new_texts")
 
 
 def text_code(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> Codes:

@@ -37,7 +37,7 @@ _EXAMPLES = {
 """,
     "demo": """\
   boxwood demo
-  boxwood demo --folder /tmp/boxwood-demo --images 1000 --open
+  boxwood demo --folder small-demo --images 1000 --open
   boxwood demo --query "a pink heart" --query "a dotted ring on a gray background"
 """,
     "create": """\
@@ -486,8 +486,11 @@ def _remove_database(path: Path) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not UTF-8 text: {error.reason}") from error
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _add_images(args: argparse.Namespace, collection: Collection, paths: Sequence[str]) -> int:
@@ -529,7 +532,7 @@ def _search(args: argparse.Namespace) -> int:
         rows = _with_metadata(collection, hits)
         if args.sheet is not None:
             _sheet(args, rows, {}, f"{args.name}: {what}")
-    if args.text is not None:
+    if args.text is not None and len(rows):
         _keep_phrase(args)
     _print_rows(args, rows)
     return OK
@@ -711,26 +714,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = int(args.run(args))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        _note("boxwood: interrupted; " + _GO_ON.get(args.command, "nothing was changed"))
-        return INTERRUPTED
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough; keep Python from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (CommandError, OSError, MemoryError, UnicodeError) as error:
-        _note(f"boxwood: error: {_message(error)}")
-        return FAILED
+    except KeyboardInterrupt:
+        return _interrupted(args)
     except Exception as error:
-        if not isinstance(error, _heavy_errors()):
+        if type(error).__name__ == "InterruptException":  # Ctrl-C inside of DuckDB
+            return _interrupted(args)
+        if not isinstance(error, (CommandError, OSError, MemoryError, *_heavy_errors())):
             raise
         _note(f"boxwood: error: {_message(error)}")
         return FAILED
 
 
+def _interrupted(args: argparse.Namespace) -> int:
+    _note("boxwood: interrupted; " + _GO_ON.get(args.command, "nothing was changed"))
+    return INTERRUPTED
+
+
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, MemoryError):
-        return "out of memory; a smaller --batch needs less"
-    return str(error)
+    return str(error) or "out of memory"  # MemoryError alone comes without words

@@ -249,7 +249,7 @@ class Collection:
             store = store_at(record.index_path(where))
             with store.lock:
                 try:
-                    if not store.open(record):
+                    if not store.open(record, catalog.row_count(cur, record)):
                         if where.read_only:
                             raise IndexStale(
                                 f"the index in {store.path} is not of the same generation as the "
@@ -309,7 +309,10 @@ class Collection:
         like the table. If anything fails, no collection is left behind."""
         with con.cursor() as cur:
             if not catalog.table_exists(cur, table):
-                raise InputError(f"there is no table {table!r}")
+                raise InputError(
+                    f"there is no table {table!r} in the database: temporary ones, and objects "
+                    "that were registered on a connection, must be made tables first"
+                )
         self = cls.create(
             con, table.split(".")[-1] if name is None else name, encoder=encoder, head=head,
             texts=texts, table=table, id_column=id,
@@ -566,15 +569,12 @@ class Collection:
             ) from error
 
     def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
-        cur.register("boxwood_new_ids", pa.table({"id": ids}))
-        try:
+        with catalog.registered(cur, "boxwood_new_ids", pa.table({"id": ids})):
             known = catalog.one(
                 cur,
                 "SELECT count(*), min(id) FROM boxwood_new_ids "
                 f"SEMI JOIN {record.codes} USING (id)",
             )
-        finally:
-            cur.unregister("boxwood_new_ids")
         if known and known[0]:
             raise InputError(
                 f"{known[0]:,} of the ids are in the collection {self.name!r} already, for example "
@@ -593,16 +593,13 @@ class Collection:
     def _insert_metadata(
         self, cur: duckdb.DuckDBPyConnection, record: Record, rows: pa.Table
     ) -> Record:
-        cur.register("boxwood_new_rows", rows)
-        try:
+        with catalog.registered(cur, "boxwood_new_rows", rows):
             if record.table is None:
-                key = quoted(record.id_column)
                 made = cur.execute("DESCRIBE FROM boxwood_new_rows").fetchall()
                 columns = ", ".join(
-                    f"{quoted(n)} {kind}{' PRIMARY KEY' if n == record.id_column else ''}"
-                    for n, kind, *_ in sorted(made, key=lambda row: row[0] != record.id_column)
+                    f"{quoted(column)} {kind}{' PRIMARY KEY' if n == 0 else ''}"
+                    for n, (column, kind, *_) in enumerate(made)  # the ids come first
                 )
-                assert key in columns
                 cur.execute(f"CREATE TABLE {table_name(self.name)} ({columns})")
                 record = self._adopt_table(cur, record)
             assert record.table is not None
@@ -615,8 +612,6 @@ class Collection:
                 raise InputError(
                     f"the metadata do not fit the table {record.table!r}: {_first_line(error)}"
                 ) from error
-        finally:
-            cur.unregister("boxwood_new_rows")
         return record
 
     # --- head and quantizer -----------------------------------------------------------------------
@@ -1335,11 +1330,8 @@ def _metadata_rows(metadata: Any, ids: Ids, id_column: str) -> pa.Table:
 def _insert_codes(cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, codes: Codes) -> None:
     columns = np.ascontiguousarray(codes.T)
     rows = pa.table({"id": ids, **dict(zip(catalog.COLUMNS, columns, strict=True))})
-    cur.register("boxwood_new_codes", rows)
-    try:
+    with catalog.registered(cur, "boxwood_new_codes", rows):
         cur.execute(f"INSERT INTO {record.codes} SELECT * FROM boxwood_new_codes")
-    finally:
-        cur.unregister("boxwood_new_codes")
 
 
 def _embeddings(rows: pa.Table, name: str) -> tuple[Ids, Floats]:
@@ -1431,8 +1423,12 @@ def _database_errors() -> Iterator[None]:
     except duckdb.OutOfMemoryException as error:
         raise OutOfMemory(f"DuckDB ran out of memory: {_first_line(error)}") from error
     except duckdb.TransactionException as error:
-        raise Error(
-            f"somebody else changed the same rows: try again ({_first_line(error)})"
+        if "conflict" in str(error).lower():
+            raise Error(
+                f"somebody else changed the same rows: try again ({_first_line(error)})"
+            ) from error
+        raise StorageError(
+            f"the database could not commit, and nothing was changed: {_first_line(error)}"
         ) from error
     except (duckdb.IOException, duckdb.FatalException, duckdb.InternalException) as error:
         raise StorageError(

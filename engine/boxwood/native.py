@@ -100,14 +100,15 @@ def _text(pointer: Any) -> str:
     return str(ffi.string(pointer).decode("utf-8", "replace"))
 
 
-def _call(function: Any, *arguments: Any, missing: type[errors.Error] | None = None) -> None:
-    """Call a function that takes a bw_error last, and raise what it reports."""
+def _call(function: Any, *arguments: Any, input: bool = False) -> None:
+    """Call a function that takes a bw_error last, and raise what it reports. With `input`, what is
+    missing or malformed is what the caller passed, not the index."""
     error = ffi.new("bw_error *")
     status = function(*arguments, error)
     if status:
         kind = _STATUS.get(status, errors.Error)
-        if missing is not None and kind is errors.IndexMissing:
-            kind = missing
+        if input and kind in (errors.IndexMissing, errors.IndexCorrupt):
+            kind = errors.InputError
         raise kind(_text(error.message) or _text(lib.bw_status_name(status)))
 
 
@@ -308,7 +309,7 @@ class Model:
     def from_json(cls, document: str) -> Self:
         data = document.encode()
         out = ffi.new("bw_model **")
-        _call(lib.bw_model_from_json, data, len(data), out)
+        _call(lib.bw_model_from_json, data, len(data), out, input=True)
         return cls(out[0])
 
     def _string(self, function: Any) -> str:
@@ -479,7 +480,7 @@ class Index:
         out = np.empty((len(wanted), DIMS), np.uint8)
         _call(
             lib.bw_index_codes, self._open, _int64(wanted), len(wanted), _uint8(out), ffi.NULL,
-            missing=errors.InputError,
+            input=True,
         )  # fmt: skip
         return out
 
@@ -596,7 +597,7 @@ class Index:
         out, stats = ffi.new("bw_model **"), ffi.new("bw_train_stats *")
         _call(
             lib.bw_train, self._open, _int64(right), len(right), _int64(wrong), len(wrong),
-            options, out, stats, missing=errors.InputError,
+            options, out, stats, input=True,
         )  # fmt: skip
         return Model(out[0]), TrainStats(**_as_dict(stats, TrainStats))
 

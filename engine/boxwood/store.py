@@ -11,6 +11,7 @@ import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import duckdb
@@ -48,15 +49,16 @@ class Store:
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, of: Record) -> bool:
-        """Open the index as it is on disk; False when it is of another generation than the rows.
-        Raises IndexProblem for an index that cannot answer for this collection."""
+    def open(self, of: Record, rows: int) -> bool:
+        """Open the index as it is on disk; False when it is of another generation than the rows in
+        the database, or of another number. Raises IndexProblem for an index that cannot answer for
+        this collection."""
         index = native.Index(self.path)
         if index.info.uuid != of.uuid:
             raise IndexMismatch(
                 f"the index in {self.path} belongs to another collection ({index.info.uuid})"
             )
-        current = index.info.generation == of.generation
+        current = index.info.generation == of.generation and len(index) == rows
         if current and index.info.fingerprints != of.fingerprints:
             raise IndexMismatch(
                 f"the index in {self.path} was made with another encoder, head or quantizer"
@@ -241,14 +243,11 @@ def _batches(
 ) -> Iterator[tuple[Ids, Codes]]:
     columns = ", ".join(catalog.COLUMNS)
     query = f"SELECT id, {columns} FROM {of.codes}"
-    if only is not None:
-        cur.register("boxwood_wanted", pa.table({"id": only}))
-        query += " SEMI JOIN boxwood_wanted USING (id)"
-    try:
+    with ExitStack() as stack:
+        if only is not None:
+            stack.enter_context(catalog.registered(cur, "boxwood_wanted", pa.table({"id": only})))
+            query += " SEMI JOIN boxwood_wanted USING (id)"
         for batch in cur.sql(query).to_arrow_reader(rows):
             ids, *values = (column.to_numpy() for column in batch.columns)
             if len(ids):
                 yield ids, np.stack(values, axis=1)
-    finally:
-        if only is not None:
-            cur.unregister("boxwood_wanted")

@@ -1,0 +1,824 @@
+"""Bad input and bad luck: a clear error that says what to do, and nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pytest
+
+import boxwood
+from boxwood import Collection, Head, native
+from conftest import ROOT, PlainEncoder, clustered_codes, clustered_embeddings
+
+Con = duckdb.DuckDBPyConnection
+
+
+def run_python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a program with the package and these tests in reach."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *map(str, arguments)],
+        env=child_environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def child_environment() -> dict[str, str]:
+    path = [str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def stored(con: Con, name: str = "photos") -> int:
+    row = con.execute(f'SELECT count(*) FROM boxwood."{name}_codes"').fetchall()
+    return int(row[0][0])
+
+
+# --- arguments ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["", "a b", "1a", "x" * 64, 'a"b', "a.b", "ä", None, 3])
+def test_names(con: Con, name: Any) -> None:
+    with pytest.raises(boxwood.InputError, match="cannot name"):
+        Collection.create(con, name)
+
+
+def test_create(con: Con, photos: Collection) -> None:
+    with pytest.raises(boxwood.InputError, match="already"):
+        Collection.create(con, "photos")
+    with pytest.raises(boxwood.InputError, match="no table 'none'"):
+        Collection.create(con, "other", table="none")
+    con.execute("CREATE TABLE t (nr INTEGER, label VARCHAR)")
+    with pytest.raises(boxwood.InputError, match="no column 'id'"):
+        Collection.create(con, "other", table="t")
+    with pytest.raises(boxwood.InputError, match="whole numbers"):
+        Collection.create(con, "other", table="t", id_column="label")
+    with pytest.raises(boxwood.InputError, match="no column 'id'"):
+        Collection.create(con, "t")
+    with pytest.raises(boxwood.InputError, match="encoder"):
+        Collection.create(con, "other", texts=["a dog"])
+    with pytest.raises(boxwood.InputError, match="phrases"):
+        Collection.create(con, "other", encoder=PlainEncoder(), texts=clustered_embeddings(5))
+    with pytest.raises(boxwood.InputError, match="list of phrases"):
+        Collection.create(con, "other", encoder=PlainEncoder(), texts="a dog")
+    with pytest.raises(boxwood.InputError, match="48 dimensions"):
+        Collection.create(
+            con, "other", encoder=PlainEncoder(), head=Head.pca(clustered_embeddings(50))
+        )
+    with pytest.raises(boxwood.InputError, match="no collection 'other'; it has: photos"):
+        Collection.open(con, "other")
+    assert Collection.list(con) == ["photos"]
+    assert len(os.listdir(Path(photos.index_path).parent)) == 1
+
+
+def embeddings_with(row: int, value: float) -> np.ndarray:
+    rows = clustered_embeddings(10)
+    rows[row] = value if value == 0 else rows[row]
+    rows[row, 5] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        (embeddings_with(4, np.nan), "row 4"),
+        (embeddings_with(5, np.inf), "row 5"),
+        (embeddings_with(6, 0), "row 6 is zero"),
+        (clustered_embeddings(10)[:, :40], "40 dimensions, but 48"),
+        (clustered_embeddings(9), "10 ids cannot go with 9 rows"),
+        (clustered_embeddings(10)[0], "shape"),
+        (np.ones((10, 48), int), "floats"),
+        ([["a"] * 48] * 10, "floats"),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_embeddings(con: Con, embeddings: Any, message: str, first: bool) -> None:
+    if first and "dimensions" in message:
+        pytest.skip("the first embeddings may have any width")
+    photos = Collection.create(con, "photos")
+    if not first:
+        photos.append([100], embeddings=clustered_embeddings(1))
+    with pytest.raises(boxwood.InputError, match=message):
+        photos.append(np.arange(10), embeddings=embeddings)
+    assert stored(con) == len(photos) == (0 if first else 1)
+    assert (photos.head is None) == first
+    photos.append(np.arange(10), embeddings=clustered_embeddings(10))
+    photos.verify()
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([1, 2, 1], "more than once: 1"),
+        ([1, None, 3], "NULL in row 1"),
+        ([1, -2, 3], "row 1 is -2"),
+        ([1, 2, 3.5], "integers"),
+        ([1, 2, 0], "already, for example 0"),
+        ([1, 2], "2 ids cannot go with 3 rows"),
+        ([], "empty"),
+        (["1", "2", "3"], "integers"),
+        (None, "flat list"),
+    ],
+)
+def test_ids(con: Con, photos: Collection, ids: Any, message: str) -> None:
+    with pytest.raises(boxwood.InputError, match=message):
+        photos.append(ids, codes=clustered_codes(3))
+    assert stored(con) == len(photos) == 3000
+    photos.verify()
+
+
+def test_append(con: Con, photos: Collection) -> None:
+    codes = clustered_codes(1)
+    with pytest.raises(boxwood.InputError, match="either"):
+        photos.append([1])
+    with pytest.raises(boxwood.InputError, match="either"):
+        photos.append([1], codes=codes, embeddings=clustered_embeddings(1))
+    with pytest.raises(boxwood.InputError, match="ready codes"):
+        photos.append([1], embeddings=clustered_embeddings(1))
+    with pytest.raises(boxwood.InputError, match="2 rows of metadata"):
+        photos.append([1], codes=codes, metadata={"camera": ["a", "b"]})
+    with pytest.raises(boxwood.InputError, match="no_such"):
+        photos.append([1], codes=codes, metadata={"no_such": ["a"]})
+    with pytest.raises(boxwood.InputError, match="differs from the ids in row 0: 2 and 1"):
+        photos.append([1], codes=codes, metadata={"id": [2], "camera": ["a"]})
+    with pytest.raises(boxwood.InputError, match="dict of columns"):
+        photos.append([1], codes=codes, metadata="camera")
+    con.execute("INSERT INTO photos VALUES (7, 'there')")
+    with pytest.raises(boxwood.InputError, match="do not fit"):
+        photos.append([7], codes=codes, metadata={"camera": ["a"]})
+    assert stored(con) == 3000
+    assert con.execute("SELECT count(*) FROM photos").fetchall() == [(3001,)]
+    photos.append([7], codes=codes)
+    photos.verify()
+
+
+def test_the_metadata_tables_first_rows_fail_whole(con: Con) -> None:
+    photos = Collection.create(con, "photos")
+    with pytest.raises(boxwood.InputError):
+        photos.append([1, 2], codes=clustered_codes(2), metadata={"a": [1]})
+    photos.append([1, 2], codes=clustered_codes(2), metadata={"a": [1, 2]})
+    assert con.execute("FROM photos ORDER BY id").fetchall() == [(1, 1), (2, 2)]
+
+
+def test_labels(con: Con, photos: Collection) -> None:
+    cases: list[tuple[Any, Any, str]] = [
+        ([], [3], "no positives"),
+        ([1, 3], [], "positives that are not in the collection 'photos': 1"),
+        ([3], [6, 7, 8], "negatives that are not in the collection 'photos': 7, 8"),
+        ([3, 6], [6, 9], "both positive and negative: 6"),
+        ([3, None], [], "NULL"),
+        ([3, -3], [], "-3"),
+        (["3"], [], "integers"),
+    ]
+    for positives, negatives, message in cases:
+        for learner in boxwood.collection.LEARNERS:
+            with pytest.raises(boxwood.InputError, match=message):
+                photos.refine(positives, negatives, learner=learner)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("learner", ["branch", "ensemble", "tree", "forest"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"estimators": 0}, {"estimators": 1025}, {"random_negatives": -1},
+        {"random_negatives": 100_001}, {"negative_weight": 0}, {"negative_weight": 101},
+        {"negative_weight": float("nan")}, {"seed": -1}, {"seed": 2**64}, {"seed": "a"},
+    ],
+)  # fmt: skip
+def test_options(photos: Collection, learner: Any, options: Any) -> None:
+    if learner in ("tree", "forest"):
+        pytest.importorskip("sklearn")
+    with pytest.raises(boxwood.InputError, match=next(iter(options))):
+        photos.refine([3, 6], learner=learner, **options)
+
+
+def test_search_arguments(photos: Collection) -> None:
+    code = clustered_codes(1)[0]
+    for k in (0, -1, 10_001, 2.5, "3", None):
+        with pytest.raises(boxwood.InputError, match="k must be"):
+            photos.knn(code, k=k)  # type: ignore[arg-type]
+        with pytest.raises(boxwood.InputError, match="k must be"):
+            photos.search_text("a dog", k=k)  # type: ignore[arg-type]
+    assert len(photos.knn(code, k=10_000)) == 3000
+    with pytest.raises(boxwood.InputError, match="either"):
+        photos.knn()
+    with pytest.raises(boxwood.InputError, match="either"):
+        photos.knn(code, like=3)
+    with pytest.raises(boxwood.InputError, match="shape"):
+        photos.knn(code[:31])
+    with pytest.raises(boxwood.InputError, match=r"0 \.\. 255"):
+        photos.knn([256] * 32)
+    with pytest.raises(boxwood.InputError, match="id 1"):
+        photos.knn(like=1)
+    with pytest.raises(boxwood.InputError, match="no encoder"):
+        photos.search_text("a dog")
+    with pytest.raises(boxwood.InputError, match="no encoder"):
+        photos.search_image("dog.jpg")
+    with pytest.raises(boxwood.InputError, match="no encoder"):
+        photos.add_images(".")
+    with pytest.raises(boxwood.InputError, match="ready codes"):
+        photos.search_embedding(np.ones(5))
+    with pytest.raises(boxwood.InputError, match="learner"):
+        photos.refine([3], learner="magic")  # type: ignore[arg-type]
+    with pytest.raises(boxwood.InputError, match="Model"):
+        photos.search("{}")  # type: ignore[arg-type]
+    found = photos.refine([3])
+    with pytest.raises(boxwood.InputError, match="limit"):
+        found.table(-1)
+    with pytest.raises(boxwood.InputError, match="batch_size"):
+        found.reader(0)
+
+
+def test_bulk_loads(con: Con, tmp_path: Path) -> None:
+    with pytest.raises(boxwood.InputError, match="no table 'none'"):
+        Collection.from_table(con, "none")
+    con.execute("CREATE TABLE t AS SELECT i AS id, [1.0, 2.0]::FLOAT[] AS embedding, 'x' AS s "
+                "FROM range(5) r(i)")  # fmt: skip
+    with pytest.raises(boxwood.InputError, match="lists of floats"):
+        Collection.from_table(con, "t", embedding="s")
+    for change, message in (
+        ("embedding = NULL", "id 3 is NULL"),
+        ("embedding = [1, NULL]", "id 3 holds a NULL"),
+        ("embedding = [1]", "id 3 has 1 values"),
+        ("embedding = [0, 0]", "zero.*id 3"),
+        ("embedding = ['inf'::FLOAT, 0]", "infinite.*id 3"),
+        ("id = NULL", "NULL in row 3"),
+        ("id = -1", "-1"),
+        ("id = 4", "more than once: 4"),
+    ):
+        con.execute("CREATE OR REPLACE TABLE bad AS FROM t")
+        con.execute(f"UPDATE bad SET {change} WHERE id = 3")
+        with pytest.raises(boxwood.InputError, match=message):
+            Collection.from_table(con, "bad")
+    (tmp_path / "x.npy").write_bytes(b"not an array")
+    for path, message in ((tmp_path / "x.npy", r"no \.npy"), (tmp_path / "none.npy", "none.npy")):
+        with pytest.raises((boxwood.InputError, boxwood.StorageError), match=message):
+            Collection.from_npy(con, "photos", path)
+    np.savez(tmp_path / "x.npz", a=np.ones(3))
+    with pytest.raises(boxwood.InputError, match="archive"):
+        Collection.from_npy(con, "photos", tmp_path / "x.npz")
+    for rows, message in (
+        (np.ones(5, np.float32), "array"),
+        (np.zeros((0, 4), np.float32), "no rows"),
+        (np.ones((3, 5), np.uint8), "shape"),
+        (np.array([[None]]), "pickle|objects|array"),
+    ):
+        np.save(tmp_path / "x.npy", rows, allow_pickle=True)
+        with pytest.raises(boxwood.InputError, match=message):
+            Collection.from_npy(con, "photos", tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", clustered_embeddings(3))
+    for ids, message in (([1, 2], "2 ids"), ([1, 2, 2], "more than once"), ([1, 2, -3], "-3")):
+        with pytest.raises(boxwood.InputError, match=message):
+            Collection.from_npy(con, "photos", tmp_path / "x.npy", ids=ids)
+    assert Collection.list(con) == []
+
+
+def test_an_empty_table_makes_an_empty_collection(con: Con) -> None:
+    con.execute("CREATE TABLE t (id BIGINT, embedding FLOAT[])")
+    assert len(Collection.from_table(con, "t")) == 0
+
+
+# --- transactions, read-only, several processes ---------------------------------------------------
+
+
+def test_inside_a_transaction(con: Con, photos: Collection) -> None:
+    con.execute("BEGIN")
+    con.execute("CREATE TABLE mine AS SELECT 1 AS a")
+    for change in (
+        lambda: photos.append([1], codes=clustered_codes(1)),
+        lambda: Collection.create(con, "other"),
+        photos.compact,
+        photos.drop,
+    ):
+        with pytest.raises(boxwood.InputError, match="transaction"):
+            change()
+    assert len(photos.knn(like=3, k=2)) == 2
+    con.execute("COMMIT")
+    assert con.execute("FROM mine").fetchall() == [(1,)]
+    photos.append([1], codes=clustered_codes(1))
+
+
+def test_read_only(database: Path) -> None:
+    with boxwood.connect(database) as con:
+        Collection.create(con, "photos").append([1, 2, 3], codes=clustered_codes(3))
+    with boxwood.connect(database, read_only=True) as con:
+        photos = Collection.open(con, "photos")
+        assert len(photos.knn(like=1)) == 3
+        assert photos.refine([1], random_negatives=1).count >= 1
+        photos.verify()
+        for change in (
+            lambda: photos.append([4], codes=clustered_codes(1)),
+            lambda: Collection.create(con, "other"),
+            photos.compact,
+            photos.repair,
+            photos.refresh,
+            photos.drop,
+        ):
+            with pytest.raises(boxwood.ReadOnly, match="read-only"):
+                change()
+        assert con.execute("SELECT count(*) FROM search_like('photos', 1)").fetchall() == [(3,)]
+    shutil.rmtree(f"{database}.boxwood")
+    with boxwood.connect(database, read_only=True) as con:
+        with pytest.raises(boxwood.IndexMissing, match="boxwood repair"):
+            Collection.open(con, "photos")
+        with pytest.raises(boxwood.ReadOnly, match="repair"):
+            Collection.open(con, "photos", repair=True)
+    with boxwood.connect(database) as con:
+        assert len(Collection.open(con, "photos", repair=True)) == 3
+
+
+def test_connect(tmp_path: Path) -> None:
+    with pytest.raises(boxwood.StorageError, match="no database"):
+        boxwood.connect(tmp_path / "none.duckdb", read_only=True)
+    with pytest.raises(boxwood.StorageError):
+        boxwood.connect(tmp_path / "nowhere" / "x.duckdb")
+    with duckdb.connect() as plain, pytest.raises(boxwood.InputError, match="unsigned"):
+        boxwood.load(plain)
+    with (
+        duckdb.connect(str(tmp_path / "x.duckdb")),
+        pytest.raises(boxwood.InputError, match="open in this process already"),
+    ):
+        boxwood.connect(tmp_path / "x.duckdb")
+
+
+def test_a_second_writer(database: Path, con: Con) -> None:
+    program = """
+        import sys, boxwood
+        for read_only in (False, True):
+            try:
+                boxwood.connect(sys.argv[1], read_only=read_only)
+            except boxwood.DatabaseLocked as error:
+                print(error)
+    """
+    done = run_python(program, database)
+    assert done.stdout.count("is open in another process") == 2, done.stderr
+    assert con.execute("SELECT 1").fetchall() == [(1,)]
+
+
+# --- a damaged index ------------------------------------------------------------------------------
+
+
+def sections(segment: Path) -> list[tuple[int, int, int]]:
+    """Kind, offset and bytes of a segment's sections, as docs/FORMAT.md has them."""
+    content = segment.read_bytes()
+    (count,) = struct.unpack_from("<I", content, 184)
+    entries = (struct.unpack_from("<IIQQQ", content, 192 + 32 * i) for i in range(count))
+    return [(kind, offset, size) for kind, _, offset, size, _ in entries]
+
+
+def damage(how: str, folder: Path) -> None:
+    [segment] = folder.glob("*.segment")
+    manifest = folder / "MANIFEST"
+    what, _, where = how.partition(" ")
+    file, start, size = {
+        "manifest": (manifest, 0, manifest.stat().st_size),
+        "header": (segment, 0, 4096),
+        **{f"section {kind}": (segment, at, n) for kind, at, n in sections(segment)},
+    }[where]
+    content = bytearray(file.read_bytes())
+    match what:
+        case "flip":
+            content[start + size // 2 if where != "header" else 40] ^= 4
+        case "zero":
+            content[start : start + size] = bytes(size)
+        case "cut":
+            del content[start + size // 2 :]
+        case "empty":
+            content.clear()
+        case "grow":
+            content += b"\0"
+    file.write_bytes(content)
+
+
+PARTS = ["manifest", "header", "section 1", "section 2", "section 3", "section 4"]
+DAMAGES = [f"{what} {part}" for part in PARTS for what in ("flip", "zero", "cut")]
+
+
+@pytest.mark.parametrize("how", [*DAMAGES, "empty manifest", "empty header", "grow manifest",
+                                 "grow header"])  # fmt: skip
+def test_damage(database: Path, how: str) -> None:
+    with boxwood.connect(database) as con:
+        photos = Collection.create(con, "photos")
+        photos.append(np.arange(3000), codes=clustered_codes(3000))
+    damage(how, Path(photos.index_path))
+    with boxwood.connect(database) as con:
+        with pytest.raises(boxwood.IndexCorrupt, match=f"boxwood repair {database} photos"):
+            Collection.open(con, "photos")
+        # SQL says so too, and does not crash.
+        with pytest.raises(duckdb.Error, match="boxwood repair"):
+            con.execute("FROM search_like('photos', 1)")
+        assert len(Collection.open(con, "photos", repair=True)) == 3000
+        photos = Collection.open(con, "photos")
+        photos.verify()
+        assert con.execute("SELECT count(*) FROM search_like('photos', 1)").fetchall() == [(60,)]
+        assert len(list(Path(photos.index_path).iterdir())) == 2
+
+
+def test_damage_while_it_is_open(photos: Collection) -> None:
+    """What is mapped goes on answering; info and verify tell."""
+    model = photos.train([3, 6, 9])
+    count = photos.count(model)
+    folder = Path(photos.index_path)
+    [segment] = folder.glob("*.segment")
+    content = bytearray(segment.read_bytes())
+    content[5000] ^= 1
+    segment.unlink()
+    segment.write_bytes(content)
+    assert photos.count(model) == count
+    assert photos.info()["state"] == "corrupt"
+    with pytest.raises(boxwood.IndexCorrupt, match="boxwood repair"):
+        photos.verify()
+    photos.repair()
+    photos.verify()
+    assert photos.info()["state"] == "current"
+    shutil.rmtree(folder)
+    assert photos.count(model) == count
+    assert photos.info()["state"] == "missing"
+    photos.repair()
+    assert photos.count(model) == count
+    photos.verify()
+
+
+def missing_folder(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def missing_manifest(folder: Path, other: Path) -> None:
+    (folder / "MANIFEST").unlink()
+
+
+def missing_segment(folder: Path, other: Path) -> None:
+    [segment] = folder.glob("*.segment")
+    segment.unlink()
+
+
+def foreign_folder(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+    shutil.copytree(other, folder)
+
+
+def foreign_segment(folder: Path, other: Path) -> None:
+    [mine], [theirs] = folder.glob("*.segment"), other.glob("*.segment")
+    shutil.copy(theirs, mine)
+
+
+def foreign_fingerprints(folder: Path, other: Path) -> None:
+    index = native.Index(folder)
+    ids, codes = index.rows()
+    prints = native.Fingerprints("", "", "another")
+    uuid, generation = index.info.uuid, index.info.generation
+    native.write_segment(folder, "x.segment", ids, codes, uuid, generation, prints)
+    native.write_manifest(folder, uuid, generation, ["x.segment"], prints)
+
+
+def a_file(folder: Path, other: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("hello")
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (missing_folder, boxwood.IndexMissing),
+        (missing_manifest, boxwood.IndexMissing),
+        (missing_segment, boxwood.IndexProblem),
+        (foreign_folder, boxwood.IndexMismatch),
+        (foreign_segment, boxwood.IndexProblem),
+        (foreign_fingerprints, boxwood.IndexMismatch),
+        (a_file, boxwood.Error),
+    ],
+)
+def test_wrong_files(
+    database: Path, change: Callable[[Path, Path], None], error: type[boxwood.Error]
+) -> None:
+    with boxwood.connect(database) as con:
+        photos = Collection.create(con, "photos")
+        photos.append(np.arange(500), codes=clustered_codes(500))
+        other = Collection.create(con, "other")
+        other.append(np.arange(500), codes=clustered_codes(500, 1))
+    change(Path(photos.index_path), Path(other.index_path))
+    with boxwood.connect(database) as con:
+        with pytest.raises(error) as caught:
+            Collection.open(con, "photos")
+        if change is a_file:
+            Path(photos.index_path).unlink()
+        else:
+            assert f"boxwood repair {database} photos" in str(caught.value)
+        Collection.open(con, "photos", repair=True).verify()
+        Collection.open(con, "other").verify()
+
+
+def test_verify_finds_what_opening_cannot(con: Con, photos: Collection) -> None:
+    folder, info = Path(photos.index_path), native.Index(photos.index_path).info
+    ids, codes = native.Index(folder).rows()
+    codes[7, 3] ^= 1
+    native.write_segment(
+        folder, "x.segment", ids, codes, info.uuid, info.generation, info.fingerprints
+    )
+    native.write_manifest(folder, info.uuid, info.generation, ["x.segment"], info.fingerprints)
+    photos = Collection.open(con, "photos")
+    with pytest.raises(boxwood.IndexMismatch, match=f"id {ids[7]}"):
+        photos.verify()
+    photos.repair()
+    photos.verify()
+
+
+def test_rows_changed_behind_boxwoods_back(con: Con, photos: Collection) -> None:
+    con.execute("DELETE FROM boxwood.photos_codes WHERE id < 300")
+    with pytest.raises(boxwood.IndexMismatch, match="2,900"):
+        photos.verify()
+    photos = Collection.open(con, "photos")
+    assert len(photos) == 2900
+    photos.verify()
+
+
+def test_leftovers_are_removed_by_repair(photos: Collection) -> None:
+    folder = Path(photos.index_path)
+    (folder / ".x.segment.tmp-123-1").write_bytes(b"half")
+    (folder / "00000000-999.segment").write_bytes(b"old")
+    (folder / "notes.txt").write_text("not ours")
+    photos.repair()
+    assert len(list(folder.glob("*.segment"))) == 1
+    assert not (folder / ".x.segment.tmp-123-1").exists()
+    assert (folder / "notes.txt").exists()
+
+
+# --- faults while writing -------------------------------------------------------------------------
+
+
+def test_rows_stay_when_the_index_cannot_be_written(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = boxwood.connect(database)
+    photos = Collection.create(con, "photos")
+    photos.append([1, 2], codes=clustered_codes(2))
+
+    def full(*_: object, **__: object) -> None:
+        raise boxwood.StorageError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_segment", full)
+        with pytest.raises(boxwood.StorageError, match=r"safe in the database.*no space left"):
+            photos.append([3, 4], codes=clustered_codes(2))
+        assert stored(con) == 4
+        # It never answers without them.
+        with pytest.raises(boxwood.StorageError):
+            photos.knn(like=1)
+    assert len(photos.knn(like=1)) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_segment", full)
+        with pytest.raises(boxwood.StorageError):
+            photos.append([5], codes=clustered_codes(1))
+    con.close()
+    with (
+        boxwood.connect(database, read_only=True) as con,
+        pytest.raises(boxwood.IndexStale, match=r"open .* once without read_only"),
+    ):
+        Collection.open(con, "photos")
+    with boxwood.connect(database) as con:
+        assert len(Collection.open(con, "photos")) == 5
+        Collection.open(con, "photos").verify()
+
+
+def test_a_full_disk(database: Path) -> None:
+    """The limit on file sizes stands in for the disk: both end a write in the middle."""
+    program = """
+        import resource, signal, sys
+        import numpy as np
+        import boxwood
+        from boxwood import Collection
+        from conftest import clustered_codes
+
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        con = boxwood.connect(sys.argv[1])
+        photos = Collection.create(con, "photos")
+        photos.append(np.arange(5000), codes=clustered_codes(5000))
+        con.execute("CHECKPOINT")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (65536, resource.RLIM_INFINITY))
+        try:
+            photos.compact()
+        except boxwood.StorageError as error:
+            print("compact:", error)
+        print(len(photos.knn(like=17, k=5)))
+        try:
+            photos.append(np.arange(5000, 15000), codes=clustered_codes(10000, 1))
+        except boxwood.StorageError as error:
+            print("append:", error)
+    """
+    done = run_python(program, database)
+    assert "compact:" in done.stdout, done.stderr
+    assert "append:" in done.stdout, done.stderr
+    assert "\n5\n" in done.stdout
+    with boxwood.connect(database) as con:
+        photos = Collection.open(con, "photos")
+        assert len(photos) in (5000, 15_000)
+        photos.verify()
+        photos.compact()
+        left = [path.name for path in Path(photos.index_path).iterdir() if ".tmp-" in path.name]
+        assert left == []
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    image = pytest.importorskip("PIL.Image")
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        pixels = rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)
+        image.fromarray(pixels).save(folder / f"{number:03}.png")
+    return folder
+
+
+def test_add_images(con: Con, pictures: Path) -> None:
+    photos = Collection.create(con, "photos", encoder=PlainEncoder(), texts=["a cat", "a dog"])
+    (pictures / "broken.png").write_bytes(b"\x89PNG")
+    (pictures / "notes.txt").write_text("no image")
+    report = photos.add_images(pictures, batch=64)
+    assert (report.added, report.skipped) == (200, 0)
+    assert [Path(uri).name for uri, _ in report.failed] == ["broken.png"]
+    assert con.execute("SELECT id, width, height FROM photos LIMIT 1").fetchall() == [(0, 16, 12)]
+    rows = con.execute("SELECT uri, bytes FROM photos").fetchall()
+    assert all(Path(uri).stat().st_size == size for uri, size in rows)
+    again = photos.add_images([pictures, pictures / "005.png"])
+    assert (again.added, again.skipped, len(again.failed)) == (0, 200, 1)
+    photos.verify()
+    hits = photos.search_image(pictures / "017.png", k=1)
+    assert con.execute("SELECT uri FROM photos WHERE id = ?", [hits["id"][0].as_py()]).fetchall() \
+        == [(str((pictures / "017.png").resolve()),)]  # fmt: skip
+    with pytest.raises(boxwood.InputError, match="no such file"):
+        photos.add_images(pictures / "none")
+    with pytest.raises(boxwood.InputError, match="batch"):
+        photos.add_images(pictures, batch=0)
+    with pytest.raises(boxwood.InputError, match="not an image"):
+        photos.search_image(pictures / "notes.txt")
+
+
+def test_words(con: Con, pictures: Path) -> None:
+    photos = Collection.create(con, "photos", encoder=PlainEncoder(), texts=["a cat", "a dog"])
+    with pytest.raises(boxwood.InputError, match="add images first"):
+        photos.encode_text("a cat")
+    photos.add_images(pictures)
+    stored_texts = "SELECT text FROM boxwood.texts ORDER BY text"
+    assert con.execute(stored_texts).fetchall() == [("a cat",), ("a dog",)]
+    hits = [tuple(row.values()) for row in photos.search_text("a cat", k=5).to_pylist()]
+    assert con.execute("FROM search_text('photos', 'a cat', k := 5)").fetchall() == hits
+    new = con.execute("FROM search_text('photos', 'a new phrase', k := 5)").fetchall()
+    assert ("a new phrase",) in con.execute(stored_texts).fetchall()
+    assert new == [
+        tuple(row.values()) for row in photos.search_text("a new phrase", k=5).to_pylist()
+    ]
+    assert con.execute("SELECT clip_text('photos', NULL)").fetchall() == [(None,)]
+    code = con.execute("SELECT clip_text('photos', 'a cat')").fetchall()
+    assert code == [(photos.encode_text("a cat").tolist(),)]
+    with pytest.raises(duckdb.Error, match="no collection 'none'"):
+        con.execute("SELECT clip_text('none', 'a cat')").fetchall()
+    for text in ("", "  ", None, 3):
+        with pytest.raises(boxwood.InputError, match="empty"):
+            photos.encode_text(text)  # type: ignore[arg-type]
+    # Inside a transaction too, and in a cursor.
+    con.execute("BEGIN")
+    con.execute("FROM search_text('photos', 'a third phrase')").fetchall()
+    con.execute("ROLLBACK")
+    cursor = boxwood.load(con.cursor())
+    assert cursor.execute("FROM search_text('photos', 'a cat', k := 5)").fetchall() == hits
+    cursor.close()
+
+
+def test_images_listed_in_a_table_of_the_users(con: Con, pictures: Path) -> None:
+    con.execute("CREATE TABLE photos (id BIGINT, uri VARCHAR, width INTEGER, height INTEGER, "
+                "bytes BIGINT, modified TIMESTAMP, title VARCHAR)")  # fmt: skip
+    uri = str((pictures / "003.png").resolve())
+    con.execute("INSERT INTO photos (id, uri, title) VALUES (77, ?, 'mine')", [uri])
+    photos = Collection.create(con, "photos", encoder=PlainEncoder(), texts=["a cat"])
+    assert photos.add_images(pictures).added == 200
+    assert con.execute("SELECT count(*), max(id) FROM photos").fetchall() == [(200, 276)]
+    assert photos.search_image(pictures / "003.png", k=1)["id"].to_pylist() == [77]
+    con.execute("CREATE TABLE other (id BIGINT, name VARCHAR)")
+    other = Collection.create(con, "other", encoder=PlainEncoder(), texts=["a cat"])
+    with pytest.raises(boxwood.InputError, match="no column 'uri'"):
+        other.add_images(pictures)
+
+
+def test_an_encoder_with_other_weights(con: Con, pictures: Path) -> None:
+    Collection.create(con, "photos", encoder=PlainEncoder("p"), texts=["a"]).add_images(pictures)
+    changed = PlainEncoder("p")
+    changed.fingerprint = "changed"
+    boxwood.catalog.keep_encoder(changed)
+    photos = Collection.open(con, "photos")
+    with pytest.raises(boxwood.IndexMismatch, match="other weights"):
+        photos.search_text("b")
+    with pytest.raises(boxwood.IndexMismatch, match="other weights"):
+        photos.add_images(pictures)
+
+
+ADDING = """
+    import signal, sys
+    import boxwood
+    from boxwood import Collection
+    from conftest import PlainEncoder
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    con = boxwood.connect(sys.argv[1])
+    encoder = PlainEncoder(seconds=0.05)
+    photos = Collection.create(con, "photos", encoder=encoder, texts=["a cat"])
+    append = photos._append
+
+    def tell(*arguments, **options):
+        count = append(*arguments, **options)
+        print("committed", flush=True)
+        return count
+
+    photos._append = tell
+    try:
+        photos.add_images(sys.argv[2], batch=10)
+    except KeyboardInterrupt:
+        photos.verify()
+        print("interrupted", len(photos), flush=True)
+"""
+
+
+@pytest.mark.parametrize("how", ["interrupt", "kill"])
+def test_add_images_is_interrupted(database: Path, pictures: Path, how: str) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(ADDING), str(database), str(pictures)],
+        env=child_environment(), stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert child.stdout is not None
+    for _ in range(3):
+        assert child.stdout.readline() == "committed\n"
+    time.sleep(0.02)
+    child.send_signal(signal.SIGINT if how == "interrupt" else signal.SIGKILL)
+    rest, _ = child.communicate(timeout=60)
+    with boxwood.connect(database) as con:
+        boxwood.catalog.keep_encoder(PlainEncoder())
+        photos = Collection.open(con, "photos")
+        before = len(photos)
+        if how == "interrupt":
+            assert rest.splitlines()[-1] == f"interrupted {before}"
+        assert 30 <= before < 200
+        assert before % 10 == 0
+        photos.verify()
+        assert con.execute("SELECT count(*) FROM photos").fetchall() == [(before,)]
+        report = photos.add_images(pictures)
+        assert (report.added, report.skipped) == (200 - before, before)
+        photos.verify()
+
+
+def test_an_interrupt_waits_for_what_belongs_together(
+    photos: Collection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extend = photos._store.extend
+
+    def interrupted(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        extend(*arguments)
+
+    monkeypatch.setattr(photos._store, "extend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        photos.append([1], codes=clustered_codes(1))
+    assert len(photos.knn(like=1)) == 60
+    photos.verify()
+
+
+def test_an_interrupt_ends_a_bulk_load_without_a_trace(con: Con, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clustered_embeddings(40_000))
+    timer = threading.Timer(0.15, os.kill, (os.getpid(), signal.SIGINT))
+    ticks: list[int] = []
+    update = boxwood.collection.Bar.update
+
+    def slow(self: Any, done: int, total: int) -> None:
+        update(self, done, total)
+        ticks.append(done)
+        if len(ticks) == 1:
+            timer.start()
+        time.sleep(0.1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boxwood.collection, "_batch_rows", lambda width: 2000)
+        patch.setattr(boxwood.collection.Bar, "update", slow)
+        with pytest.raises(KeyboardInterrupt):
+            Collection.from_npy(con, "photos", tmp_path / "x.npy")
+    assert Collection.list(con) == []
+    assert 1 <= len(ticks) < 20
+
+
+@pytest.fixture(autouse=True)
+def _no_encoders_left() -> Iterator[None]:
+    yield
+    boxwood.catalog._encoders.clear()
+
+
+def test_messages_of_arrow_errors(photos: Collection) -> None:
+    with pytest.raises(boxwood.InputError, match="cannot be used"):
+        photos.append([1], codes=clustered_codes(1), metadata={"a": [object()]})

@@ -57,6 +57,8 @@ $(BUILD)/duckdb-$(DUCKDB_OLD): $(VENV)/bin/python
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $@ duckdb==$(DUCKDB_OLD)
 
 test-duckdb-old: $(VENV)/installed $(VENV)/tools | $(BUILD)/duckdb-$(DUCKDB_OLD)
+	PYTHONPATH=$(BUILD)/duckdb-$(DUCKDB_OLD) $(BIN)/python -c \
+	    "import duckdb; assert duckdb.__version__ == '$(DUCKDB_OLD)', duckdb.__version__"
 	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) PATH=$(CURDIR)/$(BIN):$$PATH \
 	    $(BIN)/python -m pytest tests/test_sql.py tests/test_collection.py tests/test_store_machine.py $(PYTEST)
 

@@ -822,3 +822,10 @@ def _no_encoders_left() -> Iterator[None]:
 def test_messages_of_arrow_errors(photos: Collection) -> None:
     with pytest.raises(boxwood.InputError, match="cannot be used"):
         photos.append([1], codes=clustered_codes(1), metadata={"a": [object()]})
+
+
+def test_an_interrupted_query_is_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt), boxwood.collection._database_errors():
+        raise RuntimeError("Query interrupted") from KeyboardInterrupt()
+    with pytest.raises(RuntimeError), boxwood.collection._database_errors():
+        raise RuntimeError("another")

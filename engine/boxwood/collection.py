@@ -1437,6 +1437,10 @@ def _database_errors() -> Iterator[None]:
         ) from error
     except duckdb.ConstraintException as error:
         raise InputError(f"the database refused the rows: {_first_line(error)}") from error
+    except RuntimeError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # as DuckDB 1.5 passes Ctrl-C on
+            raise error.__cause__ from None
+        raise
 
 
 @contextmanager

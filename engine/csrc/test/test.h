@@ -137,8 +137,8 @@ static inline uint8_t *test_read_file(const char *folder, const char *name, size
     return data;
 }
 
-/* Writes the file anew, without sync or rename. A new file: some file systems write one that is cut and filled
- * again to disk at once, which takes long. */
+/* Writes the file anew, without sync or rename. A new file: some file systems write one that is cut and
+ * filled again to disk at once, which takes long. */
 static inline void test_write_file(const char *folder, const char *name, const void *data, size_t bytes) {
     char path[512];
     snprintf(path, sizeof path, "%s/%s", folder, name);

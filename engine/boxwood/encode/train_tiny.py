@@ -324,7 +324,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m boxwood.encode.train_tiny",
         description="Train the packaged encoder of the scene world, or measure one.",
-        epilog="The packaged weights took --minutes 17 on one shared CPU core.",
+        epilog="The packaged weights took --minutes 20 on one shared CPU core.",
     )
     parser.add_argument("--evaluate", action="store_true", help="measure the model, do not train")
     parser.add_argument("--minutes", type=float, default=12, help="time to train (default: 12)")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import isqrt
 from typing import Any
 
@@ -65,6 +66,40 @@ def find_prior(negatives: Ints, randoms: Ints) -> Ints:
 
 
 @dataclass
+class Node:
+    """A node of the tree inside a box; p and n are row numbers."""
+
+    lo: Ints
+    hi: Ints
+    p: Ints
+    n: Ints
+    mass: int
+    left: int = 0
+    cost: int = 0
+    state: str = ""
+
+
+def mass_left(lo: int, hi: int, node: Node, d: int, place: int) -> int:
+    """The part of a node's mass at places up to `place` of a box with the range lo .. hi."""
+
+    def below(v: int) -> int:
+        low, high = v - lo, hi + 1 - v
+        if low <= 0 or high <= 0:
+            return 0 if low <= 0 else SHARE
+        if 2 * low <= low + high:
+            return 2 * SHARE * low * low // (low + high) ** 2
+        return SHARE - 2 * SHARE * high * high // (low + high) ** 2
+
+    first = below(int(node.lo[d]))
+    every = below(int(node.hi[d]) + 1) - first
+    return node.mass * (below(place + 1) - first) // every if every else node.mass // 2
+
+
+def gini(p: int, n: int) -> int:
+    return 16 * (p * p + n * n) // (p + n) if p + n else 0
+
+
+@dataclass
 class Estimator:
     dims: list[int]
     positives: Ints
@@ -72,34 +107,101 @@ class Estimator:
     negatives: Ints
     weights: Ints
     prior: Ints
+    given: int
+    """The first so many negatives are the user's."""
+    given_weight: int
+    max_leaves: int
     boxes: list[Box] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.covered = np.zeros(len(self.positives), bool)
+        self.grown = self.leaves = 0
         self.total_p = int(self.counts.sum())
         self.total_n = int(self.weights.sum())
 
     def grow(self, random: SplitMix64) -> None:
-        first: Box | None = None
+        first: tuple[Ints, Ints, list[int]] | None = None
         for _ in range(32):
             uncovered = np.flatnonzero(~self.covered)
-            if len(uncovered) == 0 or len(self.boxes) == 16:
+            if len(uncovered) == 0 or self.grown == 16 or self.leaves >= self.max_leaves:
                 break
             seed = int(uncovered[random.below(len(uncovered))])
             lo, hi, half, chosen = self.grow_box(seed, uncovered)
             for d in chosen:
                 self.move_border(lo, hi, half, chosen, seed, d, 1)
                 self.move_border(lo, hi, half, chosen, seed, d, -1)
-            box = [(d, int(lo[d]), int(hi[d])) for d in chosen]
-            first = first or box
+            first = first or (lo, hi, chosen)
             a, b = self.shares(lo, hi, chosen)
             if a > 2 * b:
-                self.boxes.append(box)
+                self.cut(lo, hi, chosen)
             self.covered |= inside(self.positives, lo, hi, chosen)
             self.covered[seed] = True
-        if not self.boxes:
+        if not self.grown:
             assert first is not None
-            self.boxes.append(first)
+            self.covered[:] = False
+            self.cut(*first)
+
+    def cut(self, lo: Ints, hi: Ints, chosen: list[int]) -> None:
+        low, high = np.zeros(DIMS, np.int64), np.full(DIMS, 255)
+        low[chosen], high[chosen] = lo[chosen], hi[chosen]
+        p = np.flatnonzero(inside(self.positives, lo, hi, chosen) & ~self.covered)
+        n = np.flatnonzero(inside(self.negatives[: self.given], lo, hi, chosen))
+        nodes = [Node(low, high, p, n, 8192)]
+        limit = max(1, (self.max_leaves - self.leaves) // 2)
+        leaves = 1
+        for node in nodes:
+            if leaves >= limit:
+                break
+            place = (
+                self.find_cut(lo, hi, node) if node.n.size and (node.p.size or node.mass) else None
+            )
+            if place is not None:
+                node.left = len(nodes)
+                nodes += self.divide(lo, hi, node, *place)
+                leaves += 1
+        self.grown += 1
+        self.leaves += leaves
+        for node in reversed(nodes):
+            drop = node.mass + 256 * int(self.counts[node.p].sum())
+            whole = int(self.weights[node.n].sum()) // 256 * self.given_weight
+            node.cost, node.state = (whole, "whole") if whole < drop else (drop, "dropped")
+            if node.left:
+                divided = 128 + nodes[node.left].cost + nodes[node.left + 1].cost
+                if divided < node.cost:
+                    node.cost, node.state = divided, "divided"
+        alive = {0}
+        for i, node in enumerate(nodes):
+            if i in alive and node.state == "divided":
+                alive |= {node.left, node.left + 1}
+            elif i in alive and node.state == "whole":
+                ranges = [(d, int(node.lo[d]), int(node.hi[d])) for d in range(DIMS)]
+                self.boxes.append([r for r in ranges if r[0] in chosen or r[1:] != (0, 255)])
+
+    def find_cut(self, lo: Ints, hi: Ints, node: Node) -> tuple[int, int] | None:
+        best: tuple[int, int, int, int] | None = None
+        total_p = node.mass + 256 * int(self.counts[node.p].sum())
+        total_n = int(self.weights[node.n].sum())
+        for d in self.dims:
+            px, nx = self.positives[node.p, d], self.negatives[node.n, d]
+            values = np.unique(np.concatenate([px, nx])).tolist()
+            for x, y in pairwise(values):
+                place = (x + y) // 2
+                a = 256 * int(self.counts[node.p][px <= place].sum())
+                a += mass_left(int(lo[d]), int(hi[d]), node, d, place)
+                b = int(self.weights[node.n][nx <= place].sum())
+                gain = gini(a, b) + gini(total_p - a, total_n - b)
+                gap = (y - x) ** 2 * SHARE // int(self.prior[d])
+                if best is None or (gain, gap) > best[:2]:
+                    best = gain, gap, d, place
+        return best and best[2:]
+
+    def divide(self, lo: Ints, hi: Ints, node: Node, d: int, place: int) -> list[Node]:
+        p, n = self.positives[node.p, d] <= place, self.negatives[node.n, d] <= place
+        mass = mass_left(int(lo[d]), int(hi[d]), node, d, place)
+        left = Node(node.lo, node.hi.copy(), node.p[p], node.n[n], mass)
+        right = Node(node.lo.copy(), node.hi, node.p[~p], node.n[~n], node.mass - mass)
+        left.hi[d], right.lo[d] = place, place + 1
+        return [left, right]
 
     def shares(self, lo: Ints, hi: Ints, chosen: list[int]) -> tuple[int, int]:
         p = self.counts[inside(self.positives, lo, hi, chosen) & ~self.covered].sum()
@@ -201,7 +303,7 @@ def train(
     prior = find_prior(n, r)
     bootstrap = estimators is not None
 
-    def draw(rows: Ints, limit: int) -> Ints:
+    def draw(rows: Ints, limit: int, bootstrap: bool) -> Ints:
         """How often each row counts."""
         if not bootstrap and len(rows) <= limit:
             return np.ones(len(rows), np.int64)
@@ -218,15 +320,18 @@ def train(
                 j = i + random.below(DIMS - i)
                 dims[i], dims[j] = dims[j], dims[i]
             dims = sorted(dims[:16])
-        cp, cn, cr = draw(p, 2048), draw(n, 4096), draw(r, 4096)
-        given = int(256 * negative_weight + 0.5)
+        cp = draw(p, 2048, bootstrap)
+        cn, cr = draw(n, 4096, False), draw(r, 4096, bootstrap)
         grown = Estimator(
             dims,
             p[cp > 0],
             cp[cp > 0],
             np.vstack([n[cn > 0], r[cr > 0]]),
-            np.concatenate([cn[cn > 0] * given, cr[cr > 0] * 256]),
+            np.concatenate([cn[cn > 0], cr[cr > 0]]) * 256,
             prior,
+            int((cn > 0).sum()),
+            int(256 * negative_weight + 0.5),
+            min(128, 65536 // (estimators or 1)),
         )
         grown.grow(random)
         model.append(grown.boxes)

@@ -114,9 +114,9 @@ def test_models_are_sound(
     assert len(model["estimators"]) == (estimators or 1)
     assert model["threshold"] == (estimators or 1) // 2 + 1
     for boxes in model["estimators"]:
-        assert 1 <= len(boxes) <= 16
+        assert len(boxes) <= 128
         for box in boxes:
-            assert len(box) == 6, "a box has six ranges"
+            assert 6 <= len(box) <= 32, "six ranges, and those that were cut"
             assert all(0 <= lo <= hi <= 255 for _, lo, hi in box)
     votes, scores, _ = native.Model.from_json(json.dumps(model)).evaluate(positives)
     center = np.array(model["score"]["linear"]) // 2
@@ -168,15 +168,51 @@ def test_a_few_positives_find_their_cluster() -> None:
             assert precision > 0.9, (estimators, count)
 
 
-def test_given_negatives_push_the_borders() -> None:
-    """Negatives next to the positives, of high weight, are kept out better than of low weight."""
+def near_labels() -> tuple[Codes, Codes, Codes]:
+    """Positives, negatives that differ from them in four dimensions only, and rows of all kinds."""
     random = np.random.default_rng(9)
     positives = np.clip(random.normal(120, 10, (40, 32)), 0, 255).astype(np.uint8)
     near = np.clip(random.normal(120, 10, (60, 32)), 0, 255).astype(np.uint8)
-    near[:, :4] += 25
+    near[:, :4] += 15
     randoms = random.integers(0, 256, (300, 32)).astype(np.uint8)
-    inside = [
-        int(match(train(positives, near, randoms, estimators=25, negative_weight=w), near).sum())
-        for w in (0.01, 100)
+    return positives, near, randoms
+
+
+@pytest.mark.parametrize("estimators", [None, 25])
+def test_given_negatives_are_believed(estimators: int | None) -> None:
+    """Nothing that is marked wrong comes back, and what is like it comes back less."""
+    positives, near, randoms = near_labels()
+    without = match(train(positives, NOTHING, randoms, estimators=estimators), near)
+    half = match(train(positives, near[:30], randoms, estimators=estimators), near)
+    assert without[:30].sum() >= 15, "it would come back otherwise"
+    assert half[:30].sum() <= 1
+    assert half[30:].sum() < without[30:].sum()
+
+
+@pytest.mark.parametrize("estimators", [None, 25])
+def test_a_higher_weight_keeps_out_more(estimators: int | None) -> None:
+    positives, near, randoms = near_labels()
+    votes = [
+        native.Model.from_json(
+            json.dumps(train(positives, near, randoms, estimators=estimators, negative_weight=w))
+        ).evaluate(near)[0]
+        for w in (0.01, 0.3, 1, 10)
     ]
-    assert inside[1] < inside[0]
+    totals = [int(v.sum()) for v in votes]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[0] > totals[1] > totals[2], "the weight has an effect"
+    assert totals[2] < totals[0] / 4
+
+
+@settings(max_examples=100, deadline=None)
+@given(codes, codes, codes, st.sampled_from([None, 5]), st.lists(st.floats(0.01, 100), min_size=2))
+def test_no_row_gains_votes_by_a_higher_weight(
+    positives: Codes, negatives: Codes, randoms: Codes, estimators: int | None, weights: list[float]
+) -> None:
+    everything = np.vstack([positives, negatives, randoms])
+    last: NDArray[Any] | None = None
+    for weight in sorted(weights):
+        model = train(positives, negatives, randoms, estimators=estimators, negative_weight=weight)
+        votes = native.Model.from_json(json.dumps(model)).evaluate(everything)[0]
+        assert last is None or (votes <= last).all()
+        last = votes

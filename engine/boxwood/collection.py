@@ -932,7 +932,9 @@ class Collection:
         learner: 'branch', one decision branch; 'ensemble', a majority of `estimators` of them;
             'tree' and 'forest', scikit-learn's, the forest with `estimators` trees.
         random_negatives: other images, drawn by the seed, that count as wrong, each as much as a
-            positive; the given negatives count `negative_weight` times that.
+            positive.
+        negative_weight: what a given negative that stays inside costs against a positive that is
+            lost, 0.01 to 100; for 'tree' and 'forest' the weight of the given negatives.
 
         The same labels, options, seed and rows give the same model.
         """

@@ -3,14 +3,14 @@
  * Text-Image Retrieval" (SIGIR 2024): a branch is a union of boxes that are grown bottom-up around the
  * positives, with borders set by Gini between positives and negatives; an ensemble votes among branches on
  * bootstraps. What is ours: the size of a box comes from a variance with a prior, so that a few labels make a
- * box that generalises.
+ * box that generalises, and a tree inside each box takes away what the user marked as wrong.
  *
  * Everything is integer arithmetic; "/" rounds down, and isqrt is the integer square root. The specification,
  * which tests/learner_twin.py follows word by word:
  *
  * Training set. Rows are positives, given negatives and random negatives, in the order given. Random numbers
- * come from one SplitMix64 with the seed; below(n) is bw_random_below. A given negative weighs floor(256 *
- * negative_weight + 1/2), a random one 256.
+ * come from one SplitMix64 with the seed; below(n) is bw_random_below. Every negative weighs 256,
+ * but for one step (7).
  *
  * Prior. Out of the random negatives (or, when they are fewer than 8, the given negatives followed by the
  * random ones) n = min(rows, 512) evenly spaced rows i * rows / n are taken, and for each the k = min(4, n -
@@ -20,9 +20,10 @@
  *
  * Estimators, one after the other.
  *   ensemble: 16 dimensions are drawn (for i = 0 .. 15: j = i + below(32 - i); swap places i and j of 0, 1,
- *     .. 31; the first 16), then a bootstrap of the positives, of the given and of the random negatives:
- *     min(rows, limit) times below(rows), with limits 2048, 4096, 4096. A row that is drawn c times counts c
- *     times.
+ *     .. 31; the first 16), then a bootstrap of the positives, and, after the given negatives, one of the
+ *     random negatives: min(rows, limit) times below(rows), with limits 2048 and 4096. A row that is drawn c
+ *     times counts c times. Given negatives are taken whole, as every estimator must know them; above 4096 of
+ *     them they are drawn from likewise.
  *   branch: all 32 dimensions; a list longer than its limit is drawn from likewise, any other is taken whole.
  * Let P be the number of positives, W the weight of the negatives, both by count. The share of some positives
  * is their count * 65536 / P, that of some negatives their weight (times count) * 65536 / W. For two such
@@ -32,8 +33,8 @@
  * which rises as the Gini impurity of the division falls when the negatives weigh 16 times the positives:
  * what people look for is rare in a collection.
  *
- * Growth of a branch. While there are uncovered positives, fewer than 16 boxes, and fewer than 32 seeds were
- * drawn:
+ * Growth of a branch. While there are uncovered positives, fewer than 16 boxes, fewer leaves (6) than L =
+ * min(128, 65536 / estimators), and fewer than 32 seeds were drawn:
  *   1. The seed is uncovered positive number below(how many there are), in the order of rows.
  *   2. The uncovered positives are sorted by squared distance to the seed, ties by row. Groups are the
  *      nearest m of them, for m = all, m / 2, m / 4, .. 1. Each group gives a box (3). Boxes that do not
@@ -62,8 +63,32 @@
  *      of the highest purity, on ties the run that makes the box larger: that is midway between the last row
  *      inside and the next one outside.
  *   5. The box is kept if the share of the uncovered positives inside it is more than twice that of the
- *      negatives. The positives inside are covered, and the seed in any case. A branch left without boxes
- *      keeps its first one.
+ *      negatives. If it is, it is cut (6, 7). Then the positives inside it are covered, and the seed in any
+ *      case. A branch left without boxes keeps its first one, and cuts it when all positives count as
+ *      uncovered.
+ *   6. Cuts. A tree (after CART) divides the box. Its root holds the uncovered positives and the given
+ *      negatives inside the box, and a mass of 8192: positives nobody has marked yet, as many as 32, spread
+ *      over the box, so that a cut shall cost little of it. Random negatives have no say, as positives nobody
+ *      has marked are among them. The nodes are visited in the order in which they were made. A node with
+ *      negatives and with positives or mass is divided, as long as the tree has fewer leaves than max(1, (L -
+ *      leaves of the branch's earlier trees) / 2). Candidates are, in each of the estimator's dimensions, the
+ *      places (x + y) / 2 between neighbouring different values x < y of the node's rows: rows up to the
+ *      place go left. Mass m of a node with range lo .. hi (as cut so far, else 0 .. 255) in a
+ *      box of range l .. h goes left by m * (F(place + 1) - F(lo)) / (F(hi + 1) - F(lo)), or m / 2 where that
+ *      divides by 0, with the triangular distribution over T = h + 1 - l places,
+ *          F(v) = 131072 * (v - l)^2 / T^2 in the lower half (2 * (v - l) <= T),
+ *                 65536 - 131072 * (h + 1 - v)^2 / T^2 in the upper, 0 below l, 65536 above h.
+ *      For a child with p = mass + 256 * count of positives and n = weight of negatives, let gini = 16 * (p *
+ *      p + n * n) / (p + n), or 0 where p + n = 0. The candidate of the largest sum of both ginis is taken,
+ *      on ties that of the largest (y - x)^2 * 65536 / prior; then the lowest dimension and place.
+ *   7. Pruning, from the leaves up. To drop a node costs its p. To keep it whole costs the count of its
+ *      negatives times floor(256 * negative_weight + 1/2). To keep it divided costs 128 and what its children
+ *      cost. It is dropped unless keeping whole costs less; and divided if that costs less than either. What
+ *      is kept whole is a box of the model, with the chosen dimensions and those that were cut.
+ *
+ * negative_weight enters in 7 only, with the cost of keeping whole: if it rises, a node that was divided or
+ * dropped is never kept whole, and one that was dropped stays dropped. So no row ever gets more votes by a
+ * higher weight.
  *
  * Model. One vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the
  * mean positive (2 * S + n) / (2 * n). Squared distances are at most 2,080,800 < 2^21, so votes lead. */
@@ -92,6 +117,10 @@
 #define MAX_BOX_DIMS 6
 #define MAX_BOXES 16
 #define MAX_SEEDS 32
+#define MAX_LEAVES 128       /* of an estimator: bounds the work; BW_MAX_BOXES may allow fewer */
+#define MAX_NODES MAX_LEAVES /* a tree has at most MAX_LEAVES / 2 leaves */
+#define BOX_MASS 8192
+#define CUT_COST 128
 #define VOTE_SHIFT 21
 
 /* Rows of one kind with how often each counts. */
@@ -122,6 +151,10 @@ typedef struct learner {
     neighbour *near;  /* of p */
     uint32_t *inside; /* of n: scratch */
     uint32_t *draws;  /* scratch for bootstraps */
+    uint32_t n_given; /* the first so many of n are given negatives */
+    uint32_t boxes_grown, leaves, max_leaves;
+    struct node *nodes;                        /* of the tree at work */
+    uint32_t *node_positives, *node_negatives; /* rows of p and n, each node's in one run */
 
     /* the model so far */
     uint32_t *first_box;
@@ -136,6 +169,15 @@ typedef struct growing {
     uint8_t chosen[MAX_BOX_DIMS];
     uint32_t n_chosen;
 } growing;
+
+/* A node of the tree inside a box. `left` is 0 in a leaf; the right child comes after the left one. */
+typedef struct node {
+    uint8_t lo[BW_DIMS], hi[BW_DIMS];
+    uint32_t positives, positives_end, negatives, negatives_end; /* in node_positives and node_negatives */
+    uint32_t left;
+    int64_t mass, cost;
+    enum { DROPPED, WHOLE, DIVIDED } state;
+} node;
 
 static uint32_t squared_distance(const uint8_t *a, const uint8_t *b) {
     uint32_t sum = 0;
@@ -293,7 +335,8 @@ static void draw_estimator(learner *l, bool bootstrap) {
     l->p.count = 0;
     l->n.count = 0;
     take_rows(l, l->positives, l->n_positives, POSITIVE_LIMIT, bootstrap, 1, &l->p);
-    take_rows(l, l->negatives, l->n_negatives, NEGATIVE_LIMIT, bootstrap, l->negative_weight, &l->n);
+    take_rows(l, l->negatives, l->n_negatives, NEGATIVE_LIMIT, false, WEIGHT_ONE, &l->n);
+    l->n_given = l->n.count;
     take_rows(l, l->randoms, l->n_randoms, NEGATIVE_LIMIT, bootstrap, WEIGHT_ONE, &l->n);
     l->p_total = total_weight(&l->p);
     l->n_total = total_weight(&l->n);
@@ -477,8 +520,139 @@ static void move_border(const learner *l, growing *box, uint32_t seed, uint32_t 
     *(up > 0 ? &box->hi[d] : &box->lo[d]) = old + chosen * up;
 }
 
-static int32_t keep_box(learner *l, uint32_t estimator, const growing *box, bw_error *error) {
+/* ---- cuts ---- */
+
+/* The share of the mass at places below x, of 65536. */
+static int64_t mass_below(const growing *box, uint32_t d, int64_t x) {
+    int64_t low = x - box->lo[d], high = box->hi[d] + 1 - x, all = low + high;
+    if (low <= 0) {
+        return 0;
+    }
+    if (high <= 0) {
+        return SHARE_ONE;
+    }
+    return 2 * low <= all ? 2 * SHARE_ONE * low * low / (all * all)
+                          : SHARE_ONE - 2 * SHARE_ONE * high * high / (all * all);
+}
+
+/* The mass of a node that lies in dimension d at places up to `place`. `first` and `all` are mass_below at
+ * the node's lo, and how much it rises up to its end. */
+static int64_t mass_left(const growing *box, const node *v, uint32_t d, int32_t place, int64_t first,
+                         int64_t all) {
+    return all > 0 ? v->mass * (mass_below(box, d, (int64_t)place + 1) - first) / all : v->mass / 2;
+}
+
+static int64_t gini(int64_t p, int64_t n) {
+    return p + n == 0 ? 0 : 16 * (p * p + n * n) / (p + n);
+}
+
+/* Moves the rows of a run with codes up to `place` to its front; gives the end of these. */
+static uint32_t divide_rows(const rows *r, uint32_t *run, uint32_t first, uint32_t end, uint32_t d,
+                            int32_t place) {
+    for (uint32_t i = first; i < end; i++) {
+        uint32_t row = run[i];
+        if (r->codes[row][d] <= place) {
+            run[i] = run[first];
+            run[first++] = row;
+        }
+    }
+    return first;
+}
+
+struct cut {
+    uint32_t dim;
+    int32_t place;
+    int64_t mass; /* that goes left */
+};
+
+/* Finds the best cut of a node; false: all its rows have the same codes. */
+static bool find_cut(const learner *l, const growing *box, const node *v, struct cut *cut) {
+    int64_t best = -1, best_gap = -1;
+    for (uint32_t j = 0; j < l->n_dims; j++) {
+        uint32_t d = l->dims[j];
+        int64_t positives[256] = {0}, negatives[256] = {0}, p = v->mass, n = 0, a = 0, b = 0;
+        int64_t first = mass_below(box, d, v->lo[d]), all = mass_below(box, d, (int64_t)v->hi[d] + 1) - first;
+        int32_t last = -1;
+        for (uint32_t i = v->positives; i < v->positives_end; i++) {
+            uint32_t row = l->node_positives[i];
+            positives[l->p.codes[row][d]] += (int64_t)WEIGHT_ONE * l->p.weights[row];
+            p += (int64_t)WEIGHT_ONE * l->p.weights[row];
+        }
+        for (uint32_t i = v->negatives; i < v->negatives_end; i++) {
+            uint32_t row = l->node_negatives[i];
+            negatives[l->n.codes[row][d]] += l->n.weights[row];
+            n += l->n.weights[row];
+        }
+        for (int32_t x = v->lo[d]; x <= v->hi[d]; x++) {
+            if (positives[x] + negatives[x] == 0) {
+                continue;
+            }
+            if (last >= 0) {
+                int32_t place = (last + x) / 2;
+                int64_t mass = mass_left(box, v, d, place, first, all), left = a + mass, away = x - last;
+                int64_t gain = gini(left, b) + gini(p - left, n - b);
+                int64_t gap = away * away * SHARE_ONE / l->prior[d];
+                if (gain > best || (gain == best && gap > best_gap)) {
+                    best = gain;
+                    best_gap = gap;
+                    *cut = (struct cut){d, place, mass};
+                }
+            }
+            a += positives[x];
+            b += negatives[x];
+            last = x;
+        }
+    }
+    return best >= 0;
+}
+
+/* Step 6; gives the number of nodes. */
+static uint32_t grow_tree(learner *l, const growing *box) {
+    uint32_t count = 1, limit = (l->max_leaves - l->leaves) / 2;
+    node *root = &l->nodes[0];
+    *root = (node){.mass = BOX_MASS};
+    memset(root->hi, 255, sizeof root->hi);
+    for (uint32_t i = 0; i < box->n_chosen; i++) {
+        uint32_t d = box->chosen[i];
+        root->lo[d] = (uint8_t)box->lo[d];
+        root->hi[d] = (uint8_t)box->hi[d];
+    }
+    for (uint32_t i = 0; i < l->p.count; i++) {
+        if (!l->covered[i] && contains(box, l->p.codes[i], BW_DIMS)) {
+            l->node_positives[root->positives_end++] = i;
+        }
+    }
+    for (uint32_t i = 0; i < l->n_given; i++) {
+        if (contains(box, l->n.codes[i], BW_DIMS)) {
+            l->node_negatives[root->negatives_end++] = i;
+        }
+    }
+    for (uint32_t i = 0; i < count && (count + 1) / 2 < limit; i++) {
+        node *v = &l->nodes[i], *left = &l->nodes[count], *right = left + 1;
+        struct cut cut;
+        if (v->negatives == v->negatives_end || (v->positives == v->positives_end && v->mass == 0) ||
+            !find_cut(l, box, v, &cut)) {
+            continue;
+        }
+        *left = *right = *v;
+        left->mass = cut.mass;
+        right->mass = v->mass - left->mass;
+        left->hi[cut.dim] = (uint8_t)cut.place;
+        right->lo[cut.dim] = (uint8_t)(cut.place + 1);
+        left->positives_end = right->positives =
+            divide_rows(&l->p, l->node_positives, v->positives, v->positives_end, cut.dim, cut.place);
+        left->negatives_end = right->negatives =
+            divide_rows(&l->n, l->node_negatives, v->negatives, v->negatives_end, cut.dim, cut.place);
+        v->left = count;
+        count += 2;
+    }
+    l->leaves += (count + 1) / 2;
+    return count;
+}
+
+static int32_t keep_node(learner *l, uint32_t estimator, const growing *box, const node *v, bw_error *error) {
     uint32_t number = l->first_box[estimator + 1];
+    bool chosen[BW_DIMS] = {false};
     if (number == l->box_capacity) {
         size_t capacity = l->box_capacity ? l->box_capacity * 2 : 64;
         bw_ranges *boxes = bw_realloc_array(l->boxes, capacity, sizeof *boxes);
@@ -489,27 +663,69 @@ static int32_t keep_box(learner *l, uint32_t estimator, const growing *box, bw_e
         l->box_capacity = capacity;
     }
     bw_ranges *ranges = &l->boxes[number];
-    *ranges = (bw_ranges){.count = box->n_chosen};
+    *ranges = (bw_ranges){0};
     for (uint32_t i = 0; i < box->n_chosen; i++) {
-        uint32_t d = box->chosen[i];
-        ranges->dim[i] = (uint8_t)d;
-        ranges->lo[i] = (uint8_t)box->lo[d];
-        ranges->hi[i] = (uint8_t)box->hi[d];
+        chosen[box->chosen[i]] = true;
+    }
+    for (uint32_t d = 0; d < BW_DIMS; d++) {
+        if (chosen[d] || v->lo[d] > 0 || v->hi[d] < 255) {
+            ranges->dim[ranges->count] = (uint8_t)d;
+            ranges->lo[ranges->count] = v->lo[d];
+            ranges->hi[ranges->count++] = v->hi[d];
+        }
     }
     l->first_box[estimator + 1]++;
     return BW_OK;
+}
+
+/* Steps 6 and 7. Boxes come in the order of nodes. */
+static int32_t cut_box(learner *l, uint32_t estimator, const growing *box, bw_error *error) {
+    uint32_t count = grow_tree(l, box);
+    bool alive[MAX_NODES] = {true};
+    int32_t status = BW_OK;
+    for (uint32_t i = count; i-- > 0;) {
+        node *v = &l->nodes[i];
+        int64_t whole = 0;
+        v->cost = v->mass;
+        v->state = DROPPED;
+        for (uint32_t j = v->positives; j < v->positives_end; j++) {
+            v->cost += (int64_t)WEIGHT_ONE * l->p.weights[l->node_positives[j]];
+        }
+        for (uint32_t j = v->negatives; j < v->negatives_end; j++) {
+            whole += (int64_t)(l->n.weights[l->node_negatives[j]] / WEIGHT_ONE) * l->negative_weight;
+        }
+        if (whole < v->cost) {
+            v->cost = whole;
+            v->state = WHOLE;
+        }
+        if (v->left > 0 && CUT_COST + l->nodes[v->left].cost + l->nodes[v->left + 1].cost < v->cost) {
+            v->cost = CUT_COST + l->nodes[v->left].cost + l->nodes[v->left + 1].cost;
+            v->state = DIVIDED;
+        }
+    }
+    for (uint32_t i = 0; i < count && !status; i++) {
+        const node *v = &l->nodes[i];
+        if (alive[i] && v->state == DIVIDED) {
+            alive[v->left] = alive[v->left + 1] = true;
+        } else if (alive[i] && v->state == WHOLE) {
+            status = keep_node(l, estimator, box, v, error);
+        }
+    }
+    l->boxes_grown++;
+    return status;
 }
 
 static int32_t grow_branch(learner *l, uint32_t estimator, bw_error *error) {
     growing first = {0};
     int32_t status = BW_OK;
     l->first_box[estimator + 1] = l->first_box[estimator];
+    l->boxes_grown = l->leaves = 0;
     for (uint32_t seeds = 0; seeds < MAX_SEEDS && !status; seeds++) {
         uint32_t uncovered = 0, seed = 0;
         for (uint32_t i = 0; i < l->p.count; i++) {
             uncovered += !l->covered[i];
         }
-        if (uncovered == 0 || l->first_box[estimator + 1] - l->first_box[estimator] == MAX_BOXES) {
+        if (uncovered == 0 || l->boxes_grown == MAX_BOXES || l->leaves >= l->max_leaves) {
             break;
         }
         uint64_t skip = bw_random_below(&l->random, uncovered);
@@ -529,14 +745,15 @@ static int32_t grow_branch(learner *l, uint32_t estimator, bw_error *error) {
             first = box;
         }
         if (a > 2 * b) {
-            status = keep_box(l, estimator, &box, error);
+            status = cut_box(l, estimator, &box, error);
         }
         for (uint32_t i = 0; i < l->p.count; i++) {
             l->covered[i] = l->covered[i] || i == seed || contains(&box, l->p.codes[i], BW_DIMS);
         }
     }
-    if (!status && l->first_box[estimator + 1] == l->first_box[estimator]) {
-        status = keep_box(l, estimator, &first, error);
+    if (!status && l->boxes_grown == 0) {
+        memset(l->covered, 0, l->p.count * sizeof *l->covered);
+        status = cut_box(l, estimator, &first, error);
     }
     return status;
 }
@@ -568,8 +785,6 @@ static int32_t check_options(const bw_train_options *options, bw_error *error) {
 }
 
 static int32_t check_counts(size_t positives, size_t negatives, bw_error *error) {
-    _Static_assert(BW_MAX_ESTIMATORS * MAX_BOXES <= BW_MAX_BOXES,
-                   "every model that is learned is within the limits");
     if (positives == 0) {
         return bw_fail(error, BW_INVALID, "train: there are no positives; mark at least one image as right");
     }
@@ -629,9 +844,12 @@ static int32_t allocate(learner *l, uint32_t estimators, bw_error *error) {
     l->n.weights = bw_alloc_array(n, sizeof *l->n.weights);
     l->inside = bw_alloc_array(n, sizeof *l->inside);
     l->draws = bw_alloc_array(longest, sizeof *l->draws);
+    l->node_positives = bw_alloc_array(p, sizeof *l->node_positives);
+    l->node_negatives = bw_alloc_array(n, sizeof *l->node_negatives);
+    l->nodes = bw_alloc_array(MAX_NODES, sizeof *l->nodes);
     l->first_box = bw_alloc_zero((size_t)estimators + 1, sizeof *l->first_box);
     if (!l->p.codes || !l->p.weights || !l->covered || !l->near || !l->n.codes || !l->n.weights ||
-        !l->inside || !l->draws || !l->first_box) {
+        !l->inside || !l->draws || !l->node_positives || !l->node_negatives || !l->nodes || !l->first_box) {
         return bw_fail_nomem(error, longest * sizeof *l->draws);
     }
     return BW_OK;
@@ -668,6 +886,7 @@ int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8
                  .n_randoms = n_randoms,
                  .negative_weight = (uint32_t)(options->negative_weight * WEIGHT_ONE + 0.5),
                  .random = {options->seed}};
+    l.max_leaves = BW_MAX_BOXES / estimators < MAX_LEAVES ? BW_MAX_BOXES / estimators : MAX_LEAVES;
     status = allocate(&l, estimators, error);
     if (!status) {
         find_prior(&l);
@@ -692,6 +911,9 @@ int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8
     bw_free(l.n.weights);
     bw_free(l.inside);
     bw_free(l.draws);
+    bw_free(l.node_positives);
+    bw_free(l.node_negatives);
+    bw_free(l.nodes);
     bw_free(l.first_box);
     bw_free(l.boxes);
     return status;

@@ -298,7 +298,7 @@ typedef struct bw_train_options {
     int32_t learner;
     uint32_t estimators;       /* ensemble only: 1 .. BW_MAX_ESTIMATORS */
     uint32_t random_negatives; /* rows drawn from the collection as further negatives, 0 .. 100,000 */
-    double negative_weight;    /* weight of a given negative against a random one, 0.01 .. 100 */
+    double negative_weight;    /* cost of a given negative left inside against a positive lost, 0.01 .. 100 */
     uint64_t seed;
 } bw_train_options;
 

@@ -160,6 +160,31 @@ static void test_finds(const bw_index *index) {
     }
 }
 
+/* Rows of the cluster that are marked wrong do not come back, unless they weigh next to nothing. */
+static void test_given_negatives(void) {
+    const bw_train_options *options[] = {&branch, &ensemble};
+    for (int i = 0; i < 2; i++) {
+        int before = CLUSTER;
+        for (int heavy = 0; heavy < 2; heavy++) {
+            bw_model *model = NULL;
+            bw_train_options weighted = *options[i];
+            uint8_t match[20];
+            int inside = 0;
+            weighted.negative_weight = heavy ? 1.0 : 0.01;
+            CHECK_STATUS(bw_train_codes(codes[0], 40, codes[40], 20, codes[CLUSTER], 500, &weighted, NULL,
+                                        &model, NULL, &error),
+                         BW_OK);
+            CHECK_STATUS(bw_model_evaluate(model, codes[40], 20, NULL, NULL, match, &error), BW_OK);
+            for (int r = 0; r < 20; r++) {
+                inside += match[r];
+            }
+            CHECK(heavy ? inside <= 2 && inside < before : inside >= 10);
+            before = inside;
+            bw_model_free(model);
+        }
+    }
+}
+
 /* Two clusters far apart with nothing between them need a box each. */
 static void test_union(void) {
     uint8_t p[12][BW_DIMS], n[400][BW_DIMS], match[12];
@@ -236,6 +261,7 @@ int main(void) {
     test_errors(index);
     test_sets(index);
     test_finds(index);
+    test_given_negatives();
     test_union();
     test_extremes();
 #ifdef BW_FAULTS

@@ -257,7 +257,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--random-negatives", type=_count, metavar="N",
                      help="further negatives drawn from the collection (default: 500)")
     sub.add_argument("--negative-weight", type=float, metavar="W",
-                     help="cost of keeping one of your negatives against losing a positive (default: 1)")
+                     help="what keeping one of your negatives costs against losing a "
+                          "positive (default: 1)")
     sub.add_argument("--seed", type=_count, default=0, help="of all random draws (default: 0)")
     sub.add_argument("--limit", type=_count, default=50, metavar="N",
                      help="rows to show, best first; 0: all (default: %(default)s)")

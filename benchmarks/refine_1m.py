@@ -1,6 +1,6 @@
 """Refinement over a million rows: the index against DuckDB's own WHERE, in one run.
 
-    python benchmarks/refine_1m.py [--rows 1000000] [--data muge.npy] [--repeat 9]
+    python benchmarks/refine_1m.py [--rows 1000000] [--data embeddings.npy] [--repeat 9]
 
 Codes are made from real vectors where --data names a .npy file of embeddings (rows are put between
 a row and one of its near neighbours, with a little noise), else from clusters. A region of interest

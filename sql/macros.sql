@@ -1,11 +1,16 @@
 -- The names that people use: collections instead of index folders. Temporary, so that they work in a database that is
--- open read-only and leave nothing behind. They need the extension, and two things from whoever loads them:
+-- open read-only and leave nothing behind. They need the extension, and these from whoever loads them:
 --   the variable boxwood_index, MAP(VARCHAR, VARCHAR): collection -> index folder
+--   the variable boxwood_problem, of the same type: collection -> why its index cannot be used; the others are not in it
 --   a scalar clip_text(collection, text) -> UTINYINT[]: the code of a phrase (a macro in shell.sql, Python's encoder else)
 
--- The index folder of a collection.
+-- The index folder of a collection. An index that is not that of its rows is an error: it would give other rows.
 CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
     coalesce(
+        CASE WHEN (getvariable('boxwood_problem')::MAP(VARCHAR, VARCHAR))[collection::VARCHAR] IS NOT NULL
+             THEN error((getvariable('boxwood_problem')::MAP(VARCHAR, VARCHAR))[collection::VARCHAR]
+                        || '. Run: boxwood repair, or open the collection in Python')
+        END,
         getvariable('boxwood_index')[collection::VARCHAR],
         error('there is no collection ' || coalesce('''' || collection::VARCHAR || '''', 'NULL') || '; there are: '
               || coalesce(nullif(array_to_string(list_sort(map_keys(getvariable('boxwood_index'))), ', '), ''), 'none'))

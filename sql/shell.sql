@@ -3,7 +3,7 @@
 --   LOAD '<package folder>/boxwood.duckdb_extension';
 --   .read <package folder>/sql/macros.sql
 --   .read <package folder>/sql/shell.sql
--- Read this file again when collections were created or phrases stored meanwhile.
+-- Read this file again when collections were created, changed or repaired, or phrases stored meanwhile.
 
 -- collection -> index folder, beside the database file
 SET VARIABLE boxwood_index = (
@@ -12,6 +12,17 @@ SET VARIABLE boxwood_index = (
         MAP {}::MAP(VARCHAR, VARCHAR))
     FROM boxwood.collections c, duckdb_databases() d
     WHERE d.database_name = current_database()
+);
+
+-- collection -> what is wrong with its index, of those where something is
+SET VARIABLE boxwood_problem = (
+    SELECT coalesce(
+        map_from_entries(list({'k': name, 'v': problem})),
+        MAP {}::MAP(VARCHAR, VARCHAR))
+    FROM (
+        SELECT name, boxwood_check(getvariable('boxwood_index')[name], uuid, generation) AS problem
+        FROM boxwood.collections)
+    WHERE problem IS NOT NULL
 );
 
 -- (collection, phrase) -> code: there is no encoder here, only what was encoded before

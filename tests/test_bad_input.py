@@ -17,7 +17,9 @@ from typing import Any
 
 import duckdb
 import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
 
 import boxwood
 from boxwood import Collection, Head, native
@@ -77,8 +79,44 @@ def test_create(con: Con, photos: Collection) -> None:
         )
     with pytest.raises(boxwood.InputError, match="no collection 'other'; it has: photos"):
         Collection.open(con, "other")
+    with pytest.raises(boxwood.InputError, match="'photos' already"):
+        Collection.create(con, "Photos")
+    with pytest.raises(boxwood.InputError, match="did you mean 'photos'"):
+        Collection.open(con, "Photos")
     assert Collection.list(con) == ["photos"]
     assert len(os.listdir(Path(photos.index_path).parent)) == 1
+
+
+def test_lists_of_embeddings(con: Con) -> None:
+    rows = clustered_embeddings(6)
+    lists = pa.array(rows.tolist(), pa.list_(pa.float32()))
+    photos = Collection.create(con, "photos")
+    photos.append([0], embeddings=rows[:1])
+    photos.append([1], embeddings=lists[1:2])
+    photos.append([2], embeddings=pa.FixedSizeListArray.from_arrays(rows[2], 48))
+    photos.append([3], embeddings=pa.chunked_array([lists[3:4]]))
+    column = np.empty(1, object)  # as a DataFrame gives it
+    column[0] = rows[4]
+    photos.append([4], embeddings=column)
+    for embeddings, message in (
+        ([[1.0, 2.0], [1.0]], "as many in every row"),
+        (pa.array([[1.0, 2.0], [1.0]]), "row 1 of embeddings has 1 values"),
+        (pa.array([[1.0], None]), "row 1 of embeddings is NULL"),
+        (pa.array([[1.0], [None]]), "row 1 of embeddings holds a NULL"),
+        (pa.array(["a", "b"]), "floats"),
+    ):
+        with pytest.raises(boxwood.InputError, match=message):
+            photos.append([5, 6], embeddings=embeddings)
+    with pytest.raises(boxwood.InputError, match="as many in every row"):
+        photos.append([5, 6], codes=[[1, 2], [1]])
+    with pytest.raises(boxwood.InputError, match="as many in every row"):
+        photos.search_embedding([[1.0], [1.0, 2.0]])
+    with pytest.raises(boxwood.InputError, match="ids cannot be made an array"):
+        photos.append([[1], [1, 2]], codes=clustered_codes(2))
+    assert photos.head is not None
+    assert photos.quantizer is not None
+    expected = photos.quantizer.encode(photos.head.images(rows[:5]))
+    assert np.array_equal(native.Index(photos.index_path).codes(np.arange(5)), expected)
 
 
 def embeddings_with(row: int, value: float) -> np.ndarray:
@@ -202,6 +240,13 @@ def test_options(photos: Collection, learner: Any, options: Any) -> None:
         photos.refine([3, 6], learner=learner, **options)
 
 
+@pytest.mark.parametrize("weight", ["x", None, True, 0, np.nan, np.inf, 101, [1]])
+@pytest.mark.parametrize("learner", ["ensemble", "tree"])
+def test_negative_weight(photos: Collection, weight: Any, learner: Any) -> None:
+    with pytest.raises(boxwood.InputError, match=r"negative_weight must be from 0\.01 to 100"):
+        photos.refine([3], [6], learner=learner, negative_weight=weight)
+
+
 def test_search_arguments(photos: Collection) -> None:
     code = clustered_codes(1)[0]
     for k in (0, -1, 10_001, 2.5, "3", None):
@@ -283,6 +328,108 @@ def test_bulk_loads(con: Con, tmp_path: Path) -> None:
     assert Collection.list(con) == []
 
 
+def test_sources_that_cannot_be_read(con: Con, tmp_path: Path) -> None:
+    con.execute("CREATE TABLE t AS SELECT 1 AS id, [1.0]::FLOAT[] AS embedding")
+    with pytest.raises(boxwood.InputError, match="no column 'zz'; it has id, embedding"):
+        Collection.from_table(con, "t", embedding="zz")
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 is not enough")
+    for path, kind in (
+        ("bad.parquet", boxwood.InputError),
+        ("none.parquet", boxwood.StorageError),
+    ):
+        with pytest.raises(kind, match=f"cannot read .*{path}") as caught:
+            Collection.from_parquet(con, "photos", tmp_path / path)
+        assert "DESCRIBE" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    con.execute("CREATE TABLE ids AS SELECT 1 AS id")
+    photos = Collection.create(con, "photos", table="ids")
+    con.execute("DROP TABLE boxwood.photos_codes")
+    with pytest.raises(boxwood.InputError, match="photos_codes"):
+        photos.append([1], codes=clustered_codes(1))
+    with pytest.raises(boxwood.InputError, match="photos_codes"):
+        Collection.open(con, "photos")
+
+
+def test_a_load_adds_all_rows_or_none(
+    con: Con, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(boxwood.collection, "_batch_rows", lambda width: 100)
+    rows = clustered_embeddings(1000)
+    rows[777, 3] = np.nan
+    np.save(tmp_path / "x.npy", rows)
+    photos = Collection.create(con, "photos")
+    before = photos.info()
+    with pytest.raises(boxwood.InputError, match=r"row 77 .*rows from 700 on|row 777"):
+        photos.add_npy(tmp_path / "x.npy")
+    assert (stored(con), photos.info()) == (0, before)  # head and quantizer are open, too
+    rows[777] = rows[776]
+    np.save(tmp_path / "x.npy", rows)
+    photos.add_npy(tmp_path / "x.npy")
+    assert photos.info()["generation"] == before["generation"] + 1
+    before = photos.info()
+    with pytest.raises(boxwood.InputError, match="already"):
+        photos.add_npy(tmp_path / "x.npy", ids=np.arange(1999, 999, -1) - 5)
+    assert (stored(con), photos.info()) == (1000, before)
+
+    def full(*_: object, **__: object) -> None:
+        raise boxwood.StorageError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_segment", full)
+        with pytest.raises(boxwood.StorageError, match="no space"):
+            photos.add_npy(tmp_path / "x.npy")
+    assert (stored(con), photos.info()) == (1000, before)
+    assert photos.add_npy(tmp_path / "x.npy") == 1000
+    photos.verify()
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_manifest", full)
+        with pytest.raises(boxwood.StorageError, match=r"1,000 rows are safe"):
+            photos.add_npy(tmp_path / "x.npy")
+    assert len(photos) == 3000
+    photos.verify()
+
+
+@pytest.mark.parametrize("moment", ["rows", "index"])
+def test_an_interrupted_load_adds_nothing(
+    con: Con, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(boxwood.collection, "_batch_rows", lambda width: 100)
+    np.save(tmp_path / "x.npy", clustered_codes(1000))
+    photos = Collection.create(con, "photos")
+    photos.add_npy(tmp_path / "x.npy")
+    module, name = {
+        "rows": (boxwood.collection, "_insert_codes"),
+        "index": (native, "write_segment"),
+    }[moment]
+    work = getattr(module, name)
+
+    def interrupted(*arguments: Any) -> None:
+        work(*arguments)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            photos.add_npy(tmp_path / "x.npy")
+    assert stored(con) == len(photos) == 1000
+    assert photos.add_npy(tmp_path / "x.npy") == 1000
+    photos.verify()
+    assert len(list(photos.index_path.glob("*.segment"))) <= 3  # the unlisted one is gone
+
+
+def test_no_ids_are_left(con: Con, tmp_path: Path) -> None:
+    photos = Collection.create(con, "photos")
+    photos.append([2**63 - 3], codes=clustered_codes(1))
+    np.save(tmp_path / "x.npy", clustered_codes(3))
+    with pytest.raises(boxwood.InputError, match=f"no 3 ids above the largest, {2**63 - 3}"):
+        photos.add_npy(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", clustered_codes(2))
+    photos.add_npy(tmp_path / "x.npy")
+    with pytest.raises(boxwood.InputError, match="no 2 ids above"):
+        photos.add_npy(tmp_path / "x.npy")
+    assert photos.knn(like=2**63 - 1, k=1)["id"].to_pylist() == [2**63 - 1]
+
+
 def test_an_empty_table_makes_an_empty_collection(con: Con) -> None:
     con.execute("CREATE TABLE t (id BIGINT, embedding FLOAT[])")
     assert len(Collection.from_table(con, "t")) == 0
@@ -349,6 +496,23 @@ def test_connect(tmp_path: Path) -> None:
         pytest.raises(boxwood.InputError, match="open in this process already"),
     ):
         boxwood.connect(tmp_path / "x.duckdb")
+
+
+def test_lock_is_no_part_of_a_name(tmp_path: Path) -> None:
+    with pytest.raises(boxwood.StorageError) as caught:
+        boxwood.connect(tmp_path / "nowhere" / "clock.duckdb")
+    assert not isinstance(caught.value, boxwood.DatabaseLocked)
+
+
+def test_a_failed_transaction(con: Con, photos: Collection) -> None:
+    con.execute("BEGIN")
+    with pytest.raises(duckdb.Error):
+        con.execute("SELECT error('failed')")
+    for work in (lambda: Collection.open(con, "photos"), lambda: boxwood.load(con)):
+        with pytest.raises(boxwood.InputError, match="ROLLBACK"):
+            work()
+    con.execute("ROLLBACK")
+    assert len(Collection.open(con, "photos")) == 3000
 
 
 def test_a_second_writer(database: Path, con: Con) -> None:
@@ -553,6 +717,89 @@ def test_leftovers_are_removed_by_repair(photos: Collection) -> None:
     assert (folder / "notes.txt").exists()
 
 
+def test_something_in_the_indexs_place(con: Con, database: Path, tmp_path: Path) -> None:
+    base = Path(f"{database}.boxwood")
+    base.write_text("a file")
+    with pytest.raises(boxwood.StorageError, match="Move that away"):
+        Collection.create(con, "photos")
+    assert Collection.list(con) == []
+    base.unlink()
+    photos = Collection.create(con, "photos")
+    photos.append([1], codes=clustered_codes(1))
+    shutil.rmtree(photos.index_path)
+    photos.index_path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(boxwood.IndexCorrupt, match="is no folder: remove it"):
+        photos.repair()
+    photos.index_path.unlink()
+    shutil.rmtree(base)
+    base.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(boxwood.StorageError, match="Move that away"):
+        photos.repair()
+    base.unlink()
+    photos.repair()
+    photos.verify()
+
+
+def knn_in_sql(con: Con, name: str = "photos") -> int:
+    return len(con.execute(f"SELECT * FROM search_like('{name}', 1)").fetchall())
+
+
+def test_sql_does_not_answer_by_a_wrong_index(
+    database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    con = boxwood.connect(database)
+    photos = Collection.create(con, "photos")
+    other = Collection.create(con, "other")
+    for collection in (photos, other):
+        collection.append([1, 2], codes=clustered_codes(2))
+
+    def full(*_: object, **__: object) -> None:
+        raise boxwood.StorageError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_segment", full)
+        with pytest.raises(boxwood.StorageError, match="safe in the database"):
+            photos.append([3], codes=clustered_codes(1))
+    with pytest.raises(duckdb.Error, match="repair"):  # on this connection, at once
+        knn_in_sql(con)
+    assert knn_in_sql(con, "other") == 2
+    con.close()
+    for read_only in (True, False):
+        with boxwood.connect(database, read_only=read_only) as con:
+            with pytest.raises(duckdb.Error, match=r"generation 1 of 2.*repair"):
+                knn_in_sql(con)
+            states = {row["name"]: row["state"] for row in Collection.describe(con)}
+            assert states == {"photos": "stale", "other": "current"}
+    con = boxwood.connect(database)
+    photos = Collection.open(con, "photos")  # mends it
+    assert knn_in_sql(con) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "write_segment", full)
+        with pytest.raises(boxwood.StorageError):
+            photos.append([4], codes=clustered_codes(1))
+    photos.append([5], codes=clustered_codes(1))  # so does an append
+    assert knn_in_sql(con) == 5
+    shutil.rmtree(photos.index_path)
+    shutil.copytree(other.index_path, photos.index_path)
+    boxwood.load(con)
+    with pytest.raises(duckdb.Error, match=r"another collection.*repair"):
+        knn_in_sql(con)
+    assert {row["state"] for row in Collection.describe(con)} == {"foreign", "current"}
+    photos.repair()
+    assert knn_in_sql(con) == 5
+    shutil.rmtree(photos.index_path)
+    with pytest.raises(boxwood.IndexMissing):
+        Collection.open(con, "photos")
+    with pytest.raises(duckdb.Error, match=r"no Boxwood index.*repair"):
+        knn_in_sql(con)
+    assert {row["state"] for row in Collection.describe(con)} == {"missing", "current"}
+    Collection.open(con, "photos", repair=True)
+    assert knn_in_sql(con) == 5
+    (photos.index_path / "MANIFEST").write_bytes(b"damaged")
+    assert {row["state"] for row in Collection.describe(con)} == {"corrupt", "current"}
+    con.close()
+
+
 # --- faults while writing -------------------------------------------------------------------------
 
 
@@ -693,6 +940,31 @@ def test_words(con: Con, pictures: Path) -> None:
     cursor = boxwood.load(con.cursor())
     assert cursor.execute("FROM search_text('photos', 'a cat', k := 5)").fetchall() == hits
     cursor.close()
+
+
+def test_images_to_search_by(con: Con, pictures: Path) -> None:
+    photos = Collection.create(con, "photos", encoder=PlainEncoder())
+    photos.add_images(pictures)
+    file = sorted(pictures.glob("*.png"))[0]
+    with Image.open(file) as picture:
+        rgb = picture.convert("RGB")
+    hits = photos.search_image(file, k=5)
+    assert photos.search_image(rgb, k=5) == hits
+    assert photos.search_image(np.asarray(rgb), k=5) == hits
+    assert photos.search_image(np.asarray(rgb)[::-1][::-1], k=5) == hits
+    bad: list[Any] = [5, None, b"x", np.ones((4, 4, 3)), np.ones((4, 4), np.uint8),
+                      np.ones((0, 4, 3), np.uint8)]  # fmt: skip
+    for image in bad:
+        with pytest.raises(boxwood.InputError, match=r"an image must be|pixels must be"):
+            photos.search_image(image)
+
+
+def test_a_name_that_is_not_utf8(con: Con, pictures: Path) -> None:
+    name = os.fsencode(pictures) + b"/caf\xe9.png"
+    shutil.copy(os.fsencode(sorted(pictures.glob("*.png"))[0]), name)
+    photos = Collection.create(con, "photos", encoder=PlainEncoder())
+    failed = photos.add_images(pictures).failed
+    assert [path for path, reason in failed if "UTF-8" in reason] == [f"{pictures}/caf\\xe9.png"]
 
 
 def test_images_listed_in_a_table_of_the_users(con: Con, pictures: Path) -> None:

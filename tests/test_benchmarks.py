@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data"
 
 
 def run(name: str, *words: object) -> str:
@@ -33,10 +32,11 @@ def test_refine_on_synthetic_codes() -> None:
     assert len(re.findall(r"^(?:SQL|C API|DuckDB) ", out, re.MULTILINE)) == 7
 
 
-@pytest.mark.skipif(not (DATA / "clip_vitb32").is_dir(), reason="needs the evaluation data")
-def test_real_vectors_are_found() -> None:
-    out = run("real_clip.py", DATA / "clip_vitb32", "--rounds", 3, "--learner", "ensemble",
+def test_real_vectors_are_found(real_data: Path) -> None:
+    out = run("real_clip.py", real_data / "clip_vitb32", "--rounds", 3, "--learner", "ensemble",
               "--markdown")  # fmt: skip
+    if out.startswith("skipped: "):
+        pytest.skip(out)
     assert len(re.findall(r'^".*" -> ', out, re.MULTILINE)) >= 8
     mean = re.findall(r"^\| ensemble \| (\d) \| (\S+) \| (\S+) \| (\S+) \|$", out, re.MULTILINE)
     f1 = {int(number): float(value) for number, _, _, value in mean}

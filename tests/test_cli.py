@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import pytest
 
 import boxwood
 from boxwood import cli, scenes
+from boxwood.progress import Bar
 
 ROWS = 600
 Run = Callable[..., tuple[int, str, str]]
@@ -117,6 +119,15 @@ def test_examples_are_valid_commands(
         assert args.positives[0] == 17
 
 
+def test_help_names_the_exit_codes(run: Run) -> None:
+    _, out, _ = run("--help")
+    codes = out.split("exit codes:")[1]
+    assert re.findall(r"^  (\d+) ", codes, re.MULTILINE) == ["0", "1", "2", "130"]
+    for command in ("create", "add"):
+        words = " ".join(run(command, "--help")[1].split())
+        assert "cannot be read are named and left out; the exit code is then 0" in words
+
+
 def test_no_command_prints_help_and_says_usage(run: Run) -> None:
     code, out, _ = run()
     assert code == 2
@@ -133,6 +144,13 @@ def test_version(run: Run) -> None:
         (["search", "x.duckdb", "rows"], "one of the arguments"),
         (["search", "x.duckdb", "rows", "words", "--like", "3"], "not allowed with"),
         (["search", "x.duckdb", "rows", "words", "-k", "0"], "at least 1"),
+        (
+            ["search", "x.duckdb", "rows", "--like", "-1"],
+            "'-1' is not a whole number of at least 0",
+        ),
+        (["refine", "x.duckdb", "rows", "--positives", "1", "--seed", "-1"], "of at least 0"),
+        (["refine", "x.duckdb", "rows", "--positives", "1", "--limit", "x"], "of at least 0"),
+        (["refine", "x.duckdb", "rows", "--positives", "1", "--estimators", "0"], "of at least 1"),
         (["refine", "x.duckdb", "rows", "--positives", "1,two"], "'two' is not an id"),
         (["refine", "x.duckdb", "rows", "--positives", "@none.txt"], "cannot read ids"),
         (["refine", "x.duckdb", "rows"], "--positives"),
@@ -214,6 +232,106 @@ def test_create_twice_says_so(database: Path, tmp_path: Path, run: Run) -> None:
     assert run("search", database, "rows", "--like", 100)[0] == 0
 
 
+def test_create_that_fails_leaves_what_lay_beside_before(tmp_path: Path, run: Run) -> None:
+    np.save(tmp_path / "bad.npy", np.full((5, 64), np.nan, np.float32))
+    path = tmp_path / "data.duckdb"
+    beside = Path(f"{path}.boxwood")
+    (beside / "mine").mkdir(parents=True)
+    (beside / "mine" / "file").write_text("mine")
+    assert run("create", path, "rows", "--npy", tmp_path / "bad.npy")[0] == 1
+    assert not path.exists()
+    assert [p.relative_to(beside).as_posix() for p in sorted(beside.rglob("*"))] == [
+        "mine",
+        "mine/file",
+    ]
+
+
+@pytest.mark.parametrize("others_stay", [True, False])
+def test_create_at_the_same_time_takes_nothing_away(
+    others_stay: bool,
+    tmp_path: Path,
+    embeddings: np.ndarray,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Between this command's look at the folder and its connection another one makes the database,
+    and holds it open or closes it."""
+    np.save(tmp_path / "emb.npy", embeddings)
+    path = tmp_path / "data.duckdb"
+    program = (
+        "import sys, boxwood\n"
+        "con = boxwood.connect(sys.argv[1])\n"
+        "boxwood.Collection.from_npy(con, 'rows', sys.argv[2])\n"
+        "print('made', flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    connect = boxwood.connect
+    others: list[subprocess.Popen[str]] = []
+
+    def late(*words: object, **options: object) -> object:
+        monkeypatch.setattr(boxwood, "connect", connect)
+        other = subprocess.Popen(
+            [sys.executable, "-c", program, str(path), str(tmp_path / "emb.npy")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        others.append(other)
+        assert other.stdout is not None
+        assert other.stdout.readline() == "made\n"
+        if not others_stay:
+            other.communicate("", timeout=60)
+        return connect(*words, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(boxwood, "connect", late)
+    code, _, err = run("create", path, "rows", "--npy", tmp_path / "emb.npy")
+    assert code == 1
+    assert ("another process" if others_stay else "already") in err
+    if others_stay:
+        others[0].communicate("", timeout=60)
+    assert others[0].returncode == 0
+    assert run("repair", path, "--check") == (0, "rows: sound\n", "")
+    assert json.loads(run("info", path, "rows", "--json")[1])["rows"] == ROWS
+
+
+def interrupt_in(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """Ctrl-C at a call of the progress bar: `update` is amid a load, `__exit__` after it."""
+    monkeypatch.setattr(Bar, method, lambda *_: signal.raise_signal(signal.SIGINT))
+
+
+@pytest.mark.parametrize("method", ["update", "__exit__"])
+@pytest.mark.parametrize("existed", [False, True])
+def test_interrupted_create_of_embeddings_leaves_nothing(
+    method: str, existed: bool, database: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = database if existed else database.with_name("new.duckdb")
+    interrupt_in(monkeypatch, method)
+    code, out, err = run("create", path, "other", "--npy", database.with_name("emb.npy"))
+    assert (code, out) == (130, "")
+    assert err == "boxwood: interrupted; no collection was made; run it again\n"
+    assert path.exists() == existed
+    if existed:
+        assert [info["name"] for info in json.loads(run("info", path, "--json")[1])] == ["rows"]
+    else:
+        assert not Path(f"{path}.boxwood").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "says"),
+    [
+        ("update", ROWS, "nothing was added; run it again"),
+        ("__exit__", 2 * ROWS, "all rows were added before that"),
+    ],
+)
+def test_interrupted_add_of_embeddings_is_all_or_nothing(
+    method: str, rows: int, says: str, database: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt_in(monkeypatch, method)
+    code, out, err = run("add", database, "rows", "--npy", database.with_name("emb.npy"))
+    assert (code, out) == (130, "")
+    assert err == f"boxwood: interrupted; {says}\n"
+    assert json.loads(run("info", database, "rows", "--json")[1])["rows"] == rows
+    assert run("repair", database, "--check") == (0, "rows: sound\n", "")
+
+
 # --- add, search, refine, export ----------------------------------------------------------------
 
 
@@ -275,6 +393,64 @@ def test_refine_and_export(database: Path, learner: str, tmp_path: Path, run: Ru
         written = duckdb.sql(f"SELECT id, score FROM '{target}'").fetchall()
         assert [row[0] for row in written] == ids
         assert [row[1] for row in written] == pytest.approx(scores)
+
+
+@pytest.fixture
+def clashing(tmp_path: Path, embeddings: np.ndarray, run: Run) -> Path:
+    """A collection whose metadata has Boxwood's own column names, and two rows for id 4."""
+    rows = np.append(np.arange(ROWS), 4)
+    words = [f"mine {i}" for i in rows]
+    path = tmp_path / "clash.duckdb"
+    np.save(tmp_path / "emb.npy", embeddings)
+    con = duckdb.connect(path)
+    table = pa.table({"key": rows, "id": words, "Distance": words, "votes": words, "score": words,
+                      "score_1": words})  # fmt: skip
+    con.register("made", table)
+    con.execute("CREATE TABLE details AS FROM made")
+    con.close()
+    con = boxwood.connect(path)
+    made = boxwood.Collection.create(con, "rows", table="details", id_column="key")
+    made.append(np.arange(ROWS), embeddings=embeddings)
+    con.close()
+    return path
+
+
+def test_metadata_of_the_same_names_stand_beside(clashing: Path, tmp_path: Path, run: Run) -> None:
+    code, out, err = run("search", clashing, "rows", "--like", 4, "-k", 3, "--json")
+    assert (code, err) == (0, "")
+    first, *_ = rows = json.loads(out)
+    assert len({row["id"] for row in rows}) == len(rows) == 3
+    assert first == {"id": 4, "distance": 0.0, "id_1": "mine 4", "Distance_1": "mine 4",
+                     "votes": "mine 4", "score": "mine 4", "score_1": "mine 4"}  # fmt: skip
+    for form in ((), ("--csv",)):
+        code, out, err = run("search", clashing, "rows", "--like", 4, *form)
+        assert (code, err) == (0, "")
+        assert "mine 4" in out
+    model = tmp_path / "m.json"
+    code, out, _ = run("refine", clashing, "rows", "--positives", "4,14,24,34", "--limit", 0,
+                       "--save-model", model, "--json")  # fmt: skip
+    assert code == 0
+    found = json.loads(out)
+    assert found["count"] == len(found["rows"])
+    for row in found["rows"]:
+        assert isinstance(row["votes"], int)
+        assert isinstance(row["score"], float)
+        assert {row["votes_1"], row["score_1"], row["score_2"]} == {f"mine {row['id']}"}
+    target = tmp_path / "found.parquet"
+    code, out, err = run("export", clashing, "rows", "--model", model, "--out", target)
+    assert (code, out, err) == (0, f"wrote {found['count']:,} rows to {target}\n", "")
+    assert pq.read_table(target).to_pylist() == found["rows"]
+
+
+def test_errors_of_duckdb_come_without_its_statements(
+    database: Path, tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "bad.parquet").write_bytes(b"no Parquet at all")
+    code, _, err = run("create", database, "other", "--parquet", tmp_path / "bad.parquet")
+    assert code == 1
+    assert "bad.parquet" in err
+    assert "LINE" not in err
+    assert "^" not in err
 
 
 def test_refine_table_limit_and_sql(database: Path, run: Run) -> None:
@@ -378,6 +554,45 @@ def test_info(database: Path, run: Run) -> None:
     assert re.search(r"^rows +600$", out, re.MULTILINE)
     code, out, _ = run("info", database, "rows", "--json")
     assert json.loads(out)["rows"] == 600
+
+
+@pytest.mark.parametrize("state", ["missing", "corrupt", "foreign", "stale"])
+def test_info_tells_of_a_bad_index(
+    state: str, database: Path, tmp_path: Path, embeddings: np.ndarray, run: Run
+) -> None:
+    [folder] = Path(f"{database}.boxwood").iterdir()
+    kept = tmp_path / "kept"
+    shutil.copytree(folder, kept)
+    assert run("create", database, "other", "--npy", tmp_path / "emb.npy")[0] == 0
+    if state == "stale":
+        np.save(tmp_path / "one.npy", embeddings[:1])
+        assert run("add", database, "rows", "--npy", tmp_path / "one.npy")[0] == 0
+    shutil.rmtree(folder)
+    if state == "corrupt":
+        shutil.copytree(kept, folder)
+        for file in folder.iterdir():
+            file.write_bytes(b"no index")
+    elif state == "foreign":
+        [other] = Path(f"{database}.boxwood").iterdir()
+        shutil.copytree(other, folder)
+    elif state == "stale":
+        shutil.copytree(kept, folder)
+    rows = ROWS + (state == "stale")
+    hint = (f"the index of rows is {state}; the rows are safe, and `boxwood repair {database} "
+            "rows` builds it again\n")  # fmt: skip
+    code, out, err = run("info", database, "--json")
+    assert (code, err) == (0, hint)
+    assert {(info["name"], info["rows"], info["state"]) for info in json.loads(out)} == {
+        ("rows", rows, state),
+        ("other", ROWS, "current"),
+    }
+    code, out, err = run("info", database, "rows")
+    assert (code, err) == (0, hint)
+    assert re.search(rf"^state +{state}$", out, re.MULTILINE)
+    assert run("info", database, "other")[2] == ""
+    assert run("repair", database, "rows")[0] == 0
+    code, out, err = run("info", database, "rows", "--json")
+    assert (code, json.loads(out)["state"], err) == (0, "current", "")
 
 
 def test_info_shell_runs_in_the_shell(database: Path, run: Run) -> None:
@@ -531,7 +746,7 @@ def test_interrupted_add_goes_on(tmp_path: Path, pictures: Path) -> None:
     started.send_signal(signal.SIGINT)
     _, err = started.communicate(timeout=60)
     assert started.returncode == 130, err
-    assert "interrupted" in err
+    assert "interrupted; what was committed stays, and `boxwood add` goes on" in err
     done = process("add", path, "scenes", pictures)
     out, err = done.communicate(timeout=120)
     assert done.returncode == 0, err

@@ -411,6 +411,23 @@ def test_refine_in_sql_has_the_same_rows(con: Con, photos: Collection) -> None:
     assert rows == [tuple(row.values()) for row in found.table().to_pylist()]
 
 
+def test_labels_are_read_once(con: Con, photos: Collection) -> None:
+    expected = photos.refine([3, 6, 9], [30, 33])
+    found = photos.refine(iter([3, 6, 9]), {30: 1, 33: 2}.keys())
+    assert found.sql == expected.sql
+    assert con.execute(found.sql).fetchall() == [
+        tuple(row.values()) for row in expected.table().to_pylist()
+    ]
+
+
+def test_describe(con: Con, photos: Collection) -> None:
+    empty = Collection.create(con, "empty")
+    assert Collection.describe(con) == [empty.info(), photos.info()]
+    assert Collection.describe(con)[1]["rows"] == 3000
+    with duckdb.connect() as plain:
+        assert Collection.describe(plain) == []
+
+
 def test_options_change_the_model(photos: Collection) -> None:
     near = photos.knn(like=30, k=60)["id"].to_pylist()
     models = {
@@ -437,8 +454,9 @@ def test_an_empty_collection(con: Con) -> None:
     photos = Collection.create(con, "photos")
     assert len(photos.knn(clustered_codes(1)[0])) == 0
     assert len(photos.search_text("a dog")) == 0
-    with pytest.raises(boxwood.InputError, match="empty"):
-        photos.refine([1])
+    for search in (lambda: photos.refine([1]), lambda: photos.knn(like=1)):
+        with pytest.raises(boxwood.InputError, match="empty"):
+            search()
     everything = boxwood.Model.from_json(
         '{"boxwood_model":1,"learner":"all","dims":32,"estimators":[[[]]],"threshold":1}'
     )

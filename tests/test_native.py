@@ -236,7 +236,9 @@ def test_explain(index: native.Index) -> None:
     assert len(reports) == model.info.boxes
     assert total.rows == index.count(model)
     assert max(report["rows"] for report in reports) >= 20 * 0.5
-    assert {report["path"] for report in reports} == {"zones"}
+    for report in reports:
+        scanned = report["blocks_scanned"] == report["blocks"]
+        assert report["path"] == ("scan" if scanned else "zones")
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,7 +17,6 @@ import boxwood
 pytestmark = pytest.mark.skipif(find_spec("open_clip") is None, reason="needs open_clip")
 image_module = pytest.importorskip("PIL.Image")
 
-ARCHIVE = Path(__file__).resolve().parents[2] / "shared" / "data" / "images" / "imagenet_1000.zip"
 PHOTOS = 200
 
 
@@ -54,13 +54,14 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "text.png").write_text("this is no picture")
     (folder / "header.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"\0" * 40)
+    os.mkfifo(folder / "pipe.png")  # nobody writes to it
     # Not pictures by their names:
     (folder / "notes.txt").write_text("not looked at")
     (folder / ".hidden.jpg").write_bytes(whole)
     return folder
 
 
-BROKEN = {"truncated.jpg", "empty.jpg", "text.png", "header.png"}
+BROKEN = {"truncated.jpg", "empty.jpg", "text.png", "header.png", "pipe.png"}
 GOOD = {
     "plain.jpg", "two words.png", "forêt d'été à l'aube.jpg", "猫.PNG", "grey.jpg", "grey16.png",
     "transparent.png", "palette.gif", "print.jpg", "animated.gif", "huge.jpg", "pixel.png",
@@ -122,9 +123,13 @@ def test_a_path_that_is_not_there_is_an_error(collection: Any, tmp_path: Path) -
     assert len(collection) == 0
 
 
-@pytest.mark.skipif(not ARCHIVE.exists(), reason="needs the evaluation data")
-def test_real_photos(collection: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with zipfile.ZipFile(ARCHIVE) as archive:
+def test_real_photos(
+    collection: Any, tmp_path: Path, real_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = real_data / "images" / "imagenet_1000.zip"
+    if not photos.exists():
+        pytest.skip("needs the evaluation data: images/imagenet_1000.zip")
+    with zipfile.ZipFile(photos) as archive:
         names = [name for name in sorted(archive.namelist()) if name.lower().endswith(".jpg")]
         chosen = names[:: max(1, len(names) // PHOTOS)][:PHOTOS]
         archive.extractall(tmp_path / "photos", chosen)

@@ -262,6 +262,146 @@ def test_shell_names_what_is_missing(store: Store) -> None:
     assert "there is no collection 'foto'; there are: photos" in done.stderr
 
 
+# --- whether an index is that of its rows ---------------------------------------------------------
+
+OTHER = uuid.UUID("00000000-0000-4000-8000-000000000000")
+
+
+def test_check_says_what_is_wrong_with_an_index(tmp_path: Path) -> None:
+    ids, codes = golden_rows()
+    index = write_index(tmp_path / "index", ids, codes, generation=3)
+    missing, broken = str(tmp_path / "missing"), tmp_path / "broken"
+    write_index(broken, ids, codes)
+    (broken / "MANIFEST").write_bytes(b"x" * 1000)
+    con = connect()
+
+    def problem(folder: Any, owner: Any, generation: Any) -> Any:
+        found = con.execute("SELECT boxwood_check(?, ?, ?)", [folder, owner, generation])
+        return found.fetchall()[0][0]
+
+    assert problem(index, str(UUID), 3) is None
+    assert problem(index, str(UUID).upper(), 3) is None
+    assert problem(index, str(UUID), 4) == (
+        f"the index in '{index}' is behind the rows (generation 3 of 4)"
+    )
+    assert problem(index, str(UUID), 2) == (
+        f"the index in '{index}' is ahead of the rows (generation 3 of 2)"
+    )
+    assert "ahead of the rows" in problem(index, str(UUID), -1)
+    for owner in (str(OTHER), "", str(UUID) + "0"):
+        foreign = problem(index, owner, 3)
+        assert foreign == f"the index in '{index}' belongs to another collection"
+    assert problem(missing, str(UUID), 3) == f"there is no Boxwood index at '{missing}'"
+    assert problem(str(broken), str(UUID), 1) == f"manifest of '{broken}': this is not a manifest"
+    assert problem(index + "\0", str(UUID), 3) == "index is not the path of an index folder"
+    for pad in range(9):  # long paths are cut, never inside a character
+        assert problem("x" * pad + "ä日𝕏" * 300, str(UUID), 3).startswith("cannot read '")
+        long = tmp_path / ("x" * pad) / ("ä日𝕏" * 25) / ("ä日𝕏" * 25)
+        write_index(long, ids[:10], codes[:10])
+        assert problem(str(long), str(OTHER), 1).endswith("' belongs to another collection")
+    for arguments in ((None, "", 1), (index, None, 1), (index, str(UUID), None)):
+        assert problem(*arguments) is None
+
+    rows = con.execute(
+        "SELECT boxwood_check(ix, ?, g) IS NULL FROM (SELECT CASE i % 2 WHEN 0 THEN ? ELSE ? END"
+        " AS ix, CASE i % 3 WHEN 0 THEN 3 ELSE 4 END AS g FROM range(3000) r(i)) ",
+        [str(UUID), index, missing],
+    ).fetchall()
+    assert [row[0] for row in rows] == [i % 6 == 0 for i in range(3000)]
+
+
+@dataclass
+class Case:
+    """What befalls an index, and what SQL then says."""
+
+    name: str
+    message: str
+
+
+CASES = [
+    Case("stale", "is behind the rows (generation 1 of 2)"),
+    Case("foreign", "belongs to another collection"),
+    Case("missing", "there is no Boxwood index at"),
+    Case("damaged", "this is not a manifest"),
+]
+ADVICE = ". Run: boxwood repair, or open the collection in Python"
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def spoilt(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the database whose index is not that of its rows, and the message's middle."""
+    case: Case = request.param
+    database = tmp_path / "photos.duckdb"
+    shutil.copy(store.database, database)
+    folder = Path(f"{database}.boxwood") / str(UUID)
+    if case.name != "missing":
+        shutil.copytree(store.index, folder)
+    con = connect(database)
+    if case.name == "stale":
+        con.execute("UPDATE boxwood.collections SET generation = 2")
+    if case.name == "damaged":
+        (folder / "MANIFEST").write_bytes(b"x" * 1000)
+    if case.name == "foreign":
+        native.write_manifest(folder, OTHER, 1, [], PRINTS)
+    con.execute(  # a sound one beside it
+        "INSERT INTO boxwood.collections (name, uuid, generation, id_column, created,"
+        " encoder_fingerprint, head_fingerprint, quantizer_fingerprint, folder)"
+        " VALUES ('sound', ?, 1, 'id', TIMESTAMP '2024-01-01', '', '', '', ?)",
+        [str(UUID).upper(), store.index],
+    )
+    con.close()
+    return database, case.message
+
+
+MACRO_CALLS = [
+    "FROM search_text('photos', 'a lion')",
+    "FROM search_like('photos', 0)",
+    "FROM refine('photos', positives := [0])",
+    "FROM count_model('photos', getvariable('m'))",
+    "FROM collection_info('photos')",
+    "SELECT boxwood_path('photos')",
+]
+
+
+def test_macros_refuse_an_index_that_is_not_of_its_rows(spoilt: tuple[Path, str]) -> None:
+    database, message = spoilt
+    con = connect(database, read_only=True)
+    con.execute(MACROS)
+    con.execute(SHELL)
+    con.execute("SET VARIABLE m = ?", [MODEL])
+    for call in MACRO_CALLS:
+        with pytest.raises(duckdb.Error, match=re.escape(message)) as caught:
+            con.execute(call).fetchall()
+        assert str(caught.value).count("boxwood repair") == 1
+        assert ADVICE in str(caught.value)
+    assert con.execute("SELECT count(*) FROM search_like('sound', 0)").fetchall() == [(60,)]
+    con.close()
+
+
+def test_the_shell_refuses_an_index_that_is_not_of_its_rows(spoilt: tuple[Path, str]) -> None:
+    database, message = spoilt
+    script = f"SET VARIABLE m = '{MODEL}';\n" + ";\n".join(MACRO_CALLS)
+    script += ";\nSELECT count(*) AS n FROM search_like('sound', 0);\n"
+    done = run_shell(database, load_in_shell() + script)
+    assert done.stderr.count(message) == len(MACRO_CALLS)
+    assert done.stderr.count(ADVICE) == len(MACRO_CALLS)
+    assert [row for row in csv.reader(io.StringIO(done.stdout)) if row] == [["n"], ["60"]]
+
+
+@pytest.mark.parametrize("value", [None, "NULL", "MAP {}"])
+def test_path_without_known_problems(store: Store, value: str | None) -> None:
+    con = connect(store.database, read_only=True)
+    con.execute(MACROS)
+    con.execute("SET VARIABLE boxwood_index = MAP {'photos': ?}", [store.index])
+    if value is not None:
+        con.execute(f"SET VARIABLE boxwood_problem = {value}")
+    assert con.execute("SELECT boxwood_path('photos')").fetchall() == [(store.index,)]
+    assert con.execute("SELECT count(*) FROM search_like('photos', 0)").fetchall() == [(60,)]
+    with pytest.raises(duckdb.Error, match="there is no collection 'nobody'; there are: photos"):
+        con.execute("SELECT boxwood_path('nobody')").fetchall()
+    con.close()
+
+
 # --- equality with DuckDB's own WHERE -------------------------------------------------------------
 
 
@@ -753,6 +893,17 @@ def test_odd_shapes_of_arguments(golden: duckdb.DuckDBPyConnection, store: Store
         golden.execute(f"FROM boxwood_knn('{store.index}', like := {2**63 - 1})")
 
 
+def test_text_ends_at_nul_in_table_functions_alone(
+    golden: duckdb.DuckDBPyConnection, store: Store
+) -> None:
+    """As docs/SQL.md says: DuckDB's stable C interface has no length for a parameter's text."""
+    query = "SELECT count(*) FROM boxwood_search(? || chr(0) || 'x', model := ? || chr(0) || 'x')"
+    assert golden.execute(query, [store.index, MODEL]).fetchall() == [(360,)]
+    for scalar in ("boxwood_sql(? || chr(0))", "boxwood_votes(? || chr(0), code)"):
+        with pytest.raises(duckdb.Error, match="boxwood_"):
+            golden.execute(f"SELECT {scalar} FROM lists LIMIT 1", [MODEL]).fetchall()
+
+
 def test_long_messages_stay_text(golden: duckdb.DuckDBPyConnection) -> None:
     """Messages are cut to a length: never inside a character."""
     for pad in range(4):
@@ -856,6 +1007,11 @@ def test_examples_of_the_docs(tmp_path: Path) -> None:
     con.execute(MACROS)
     con.execute(SHELL)
     con.execute(f"SET VARIABLE boxwood_index = MAP {{'photos': '{index}'}}")
+    con.execute(
+        "INSERT INTO boxwood.collections (name, uuid, generation, id_column, created,"
+        " encoder_fingerprint, head_fingerprint, quantizer_fingerprint)"
+        " VALUES ('photos', ?, 1, 'id', TIMESTAMP '2024-01-01', '', '', '')", [str(UUID)],
+    )  # fmt: skip
     for block in blocks:
         script = block.replace("d01, /* .. */ d31", ", ".join(COLUMNS[1:]))
         for statement in con.extract_statements(script):

@@ -98,6 +98,23 @@ class StoreMachine(RuleBasedStateMachine):
         self.rows.update(zip(ids.tolist(), codes, strict=True))
         self.next_id += gap + n
 
+    @rule(n=st.integers(1, 700), seed=st.integers(0, 2**32), good=st.booleans())
+    def load(self, n: int, seed: int, good: bool) -> None:
+        """A file's rows come all or, where the last id is taken, none."""
+        ids, codes = self.next_id + np.arange(n), clustered_codes(n, seed)
+        if not good and self.rows:
+            ids[-1] = max(self.rows)
+        np.save(self.folder / "rows.npy", codes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(boxwood.collection, "_batch_rows", lambda width: 100)
+            if not good and self.rows:
+                with pytest.raises(boxwood.InputError, match="already"):
+                    self.photos.add_npy(self.folder / "rows.npy", ids=ids)
+                return
+            assert self.photos.add_npy(self.folder / "rows.npy", ids=ids) == n
+        self.rows.update(zip(ids.tolist(), codes, strict=True))
+        self.next_id += n
+
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
     def append_what_is_there(self, data: st.DataObject) -> None:
@@ -179,6 +196,8 @@ class StoreMachine(RuleBasedStateMachine):
         ):
             Collection.open(con, "photos")
         self.opened()
+        with pytest.raises(duckdb.Error, match="repair"):
+            self.con.execute("SELECT * FROM collection_info('photos')")
         self.open()
 
     @precondition(lambda self: self.kept is None)
@@ -202,6 +221,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     # --- what it answers
+
+    @invariant()
+    def sql_sees_the_rows(self) -> None:
+        [(rows,)] = self.con.execute("SELECT sum(rows) FROM collection_info('photos')").fetchall()
+        assert (rows or 0) == len(self.rows)
 
     @invariant()
     def holds_the_rows(self) -> None:

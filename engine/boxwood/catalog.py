@@ -240,8 +240,15 @@ def record(cur: duckdb.DuckDBPyConnection, name: str) -> Record:
         row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
     if row is None:
         others = names(cur)
+        alike = next((other for other in others if other.lower() == name.lower()), None)
         hint = (
-            f"it has: {', '.join(others)}" if others else "it has none; Collection.create makes one"
+            f"did you mean {alike!r}?"
+            if alike
+            else (
+                f"it has: {', '.join(others)}"
+                if others
+                else "it has none; Collection.create makes one"
+            )
         )
         raise InputError(f"the database has no collection {name!r}; {hint}")
     return Record(row[0], uuids.UUID(row[1]), *row[2:])

@@ -80,6 +80,21 @@ _EXAMPLES = {
 }
 
 
+_EXIT_CODES = """\
+exit codes:
+  0    done; image files that cannot be read are named on standard error and left out
+  1    an error, explained on standard error; also when not one image file could be read,
+       and when `repair --check` finds that a repair is needed
+  2    wrong usage
+  130  interrupted
+"""
+
+_UNREADABLE = (
+    "Image files that cannot be read are named and left out; the exit code is then 0 all the same, "
+    "and 1 only when nothing could be read."
+)
+
+
 class CommandError(Exception):
     """A message for the person at the terminal; ends the command with exit code 1."""
 
@@ -112,18 +127,22 @@ def _ids(text: str) -> list[int]:
     return ids
 
 
-def _positive(text: str) -> int:
+def _whole(text: str, least: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return value
 
 
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
 def _count(text: str) -> int:
-    return 0 if text.strip() == "0" else _positive(text)
+    return _whole(text, 0)
 
 
 # fmt: off
@@ -131,7 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="boxwood",
         description="Search images by words, refine by labels, get everything back as a relation.",
-        epilog="examples:\n" + _EXAMPLES[""],
+        epilog="examples:\n" + _EXAMPLES[""] + "\n" + _EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -194,7 +213,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command(
         "create", _create, "make a collection of images or of embeddings",
-        "Without a source it is empty, and `boxwood add` fills it.",
+        "Without a source it is empty, and `boxwood add` fills it. " + _UNREADABLE,
     )
     place(sub)
     source = sub.add_mutually_exclusive_group()
@@ -219,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("add", _add, "add images or embeddings to a collection",
                   "Files that are in it already are skipped, so an interrupted add goes on when it "
-                  "is called again.")
+                  "is called again; of --npy all rows are added or none. " + _UNREADABLE)
     place(sub)
     sub.add_argument("paths", nargs="*", metavar="PATH", help="image files and folders")
     sub.add_argument("--npy", type=Path, metavar="FILE", help="a .npy file of embeddings instead")
@@ -277,7 +296,9 @@ def _parser() -> argparse.ArgumentParser:
     output(sub, with_csv=False)
 
     sub = command("export", _export, "write every image that a model finds to a file",
-                  "The rows carry id, votes, score and the metadata, best first.")
+                  "The rows carry id, votes, score and the metadata, best first. A metadata column "
+                  "of one of these names is called score_1 and the like; where the metadata have "
+                  "several rows of an id, one of them is taken.")
     place(sub)
     sub.add_argument("--model", type=Path, required=True, metavar="FILE",
                      help="a model, from `boxwood refine --save-model`")
@@ -351,29 +372,49 @@ def _print_rows(args: argparse.Namespace, table: pa.Table) -> None:
         print(text_table(table.column_names, [r.values() for r in table.to_pylist()], width=width))
 
 
-def _metadata_join(collection: Collection, rows: str) -> tuple[str, str]:
-    """Columns ``m.*`` and a join that put the metadata beside rows ``<rows>.id``, as SQL; both are
-    empty where the collection has no metadata."""
+def _metadata_join(collection: Collection, taken: Sequence[str]) -> tuple[str, str]:
+    """Columns and a join, as SQL, that put the metadata beside rows ``boxwood_hits.id`` with the
+    columns `taken`; both are empty where the collection has no metadata.
+
+    A metadata column of a name that is taken gets a number behind it. There is one row for each
+    hit, however many rows of its id the table has: what is counted is images.
+    """
     from boxwood.catalog import quoted, table_name
 
     if collection.table is None:
         return "", ""
-    key = quoted(collection.id_column)
-    table = table_name(collection.table)
-    return f", m.* EXCLUDE ({key})", f"LEFT JOIN {table} m ON m.{key} = {rows}.id"
+    table, key = table_name(collection.table), quoted(collection.id_column)
+    names = [row[0] for row in collection.con.execute(f"DESCRIBE FROM {table}").fetchall()]
+    used = {name.lower() for name in (*taken, *names)}
+    columns = ""
+    for name in names:
+        if name.lower() == collection.id_column.lower():
+            continue
+        shown, number = name, 0
+        if name.lower() in {other.lower() for other in taken}:
+            while shown.lower() in used:
+                number += 1
+                shown = f"{name}_{number}"
+            used.add(shown.lower())
+        columns += f", m.{quoted(name)} AS {quoted(shown)}"
+    join = (
+        f"LEFT JOIN (SELECT DISTINCT ON ({key}) * FROM {table} WHERE {key} IN "
+        f"(SELECT id FROM boxwood_hits)) m ON m.{key} = boxwood_hits.id"
+    )
+    return columns, join
 
 
 def _with_metadata(collection: Collection, rows: pa.Table) -> pa.Table:
     """Rows with an ``id``, in their order, with the collection's metadata beside them."""
     import numpy as np
 
-    columns, join = _metadata_join(collection, "h")
+    columns, join = _metadata_join(collection, rows.column_names)
     con = collection.con
     con.register("boxwood_hits", rows.append_column("boxwood_rank", [np.arange(len(rows))]))
     try:
         return con.sql(
-            f"SELECT h.* EXCLUDE (boxwood_rank){columns} FROM boxwood_hits h {join} "
-            "ORDER BY boxwood_rank"
+            f"SELECT boxwood_hits.* EXCLUDE (boxwood_rank){columns} FROM boxwood_hits {join} "
+            "ORDER BY boxwood_hits.boxwood_rank"
         ).to_arrow_table()
     finally:
         con.unregister("boxwood_hits")
@@ -428,7 +469,6 @@ def _create(args: argparse.Namespace) -> int:
     _check_source(args)
     import boxwood
 
-    fresh = not args.database.exists()
     encoder = args.encoder
     if args.images and encoder is None:
         from boxwood.encode.vocabulary import TINY
@@ -448,42 +488,65 @@ def _create(args: argparse.Namespace) -> int:
         "id": args.id or "id",
         "embedding": args.embedding or "embedding",
     }
-    done = False
-    try:
-        with _connection(args, new=True) as con:
-            of = boxwood.Collection
-            if args.npy is not None:
-                collection = of.from_npy(con, args.name, args.npy, ids=args.ids, **loading)
-            elif args.parquet is not None:
-                collection = of.from_parquet(con, args.name, args.parquet, **columns, **loading)
-            elif args.table is not None:
-                collection = of.from_table(con, args.table, name=args.name, **columns, **loading)
-            else:
-                collection = of.create(con, args.name, **options)
-                if args.images:
-                    try:
-                        code = _add_images(args, collection, args.images)
-                    except Exception:
-                        if not len(collection):
-                            collection.drop()
-                        raise
-                    finally:
-                        # What is in stays, whatever stopped the rest: `boxwood add` goes on.
-                        done = args.name in of.list(con)
-                    return code
-            done = True
-            print(f"created collection {args.name} in {args.database}: {len(collection):,} rows")
-    finally:
-        if fresh and not done:
-            _remove_database(args.database)
+    with _new_database(args) as con:
+        of = boxwood.Collection
+        if args.npy is not None:
+            collection = of.from_npy(con, args.name, args.npy, ids=args.ids, **loading)
+        elif args.parquet is not None:
+            collection = of.from_parquet(con, args.name, args.parquet, **columns, **loading)
+        elif args.table is not None:
+            collection = of.from_table(con, args.table, name=args.name, **columns, **loading)
+        else:
+            collection = of.create(con, args.name, **options)
+            if args.images:
+                try:
+                    return _add_images(args, collection, args.images)
+                except Exception:
+                    # What is in stays, whatever stopped the rest: `boxwood add` goes on.
+                    if not len(collection):
+                        collection.drop()
+                    raise
+        print(f"created collection {args.name} in {args.database}: {len(collection):,} rows")
     return OK
 
 
-def _remove_database(path: Path) -> None:
-    """Take away a database that this command made and could not fill."""
+@contextmanager
+def _new_database(args: argparse.Namespace) -> Iterator[Any]:
+    """A connection for `create`. A database file that was made for a collection which then could
+    not be made is taken away again, with what this process put beside it, and nothing else."""
+    import boxwood
+
+    existed = os.path.lexists(args.database)
+    beside = Path(f"{args.database}.boxwood")
+    with _connection(args, new=True) as con:
+        # From here on the file is locked. Another process may have made and left it in between.
+        before = {entry.name for entry in beside.iterdir()} if beside.is_dir() else None
+        tables = con.execute("SELECT count(*) FROM duckdb_tables() WHERE NOT temporary").fetchall()
+        fresh = not existed and tables == [(0,)]
+        try:
+            yield con
+        finally:
+            args.kept = args.name in boxwood.Collection.list(con)
+            if fresh and not args.kept:
+                _remove_database(con, args.database, before)
+
+
+def _remove_database(con: Any, path: Path, before: set[str] | None) -> None:
+    """Take away the database, while its lock is held, and the folders beside it that are not of
+    `before`: the names that were there; None: there was no folder."""
+    import duckdb
+
+    with suppress(duckdb.Error):
+        con.execute("CHECKPOINT")  # leaves nothing to write when the connection closes
     for file in (path, Path(f"{path}.wal")):
         file.unlink(missing_ok=True)
-    shutil.rmtree(f"{path}.boxwood", ignore_errors=True)
+    beside = Path(f"{path}.boxwood")
+    if before is None:
+        shutil.rmtree(beside, ignore_errors=True)
+    elif beside.is_dir():
+        for entry in list(beside.iterdir()):
+            if entry.name not in before:
+                shutil.rmtree(entry, ignore_errors=True)
 
 
 def _lines(path: Path) -> list[str]:
@@ -517,6 +580,7 @@ def _add(args: argparse.Namespace) -> int:
     with _collection(args, write=True) as collection:
         if args.npy is None:
             return _add_images(args, collection, args.paths)
+        args.rows = len(collection)
         added = collection.add_npy(args.npy, ids=args.ids, progress=_wants_progress(args))
         print(f"{added:,} added")
     return OK
@@ -583,18 +647,19 @@ def _info(args: argparse.Namespace) -> int:
     import boxwood
 
     with _connection(args) as con:
-        names = boxwood.Collection.list(con)
-        if args.name is not None and args.name not in names:
+        infos = boxwood.Collection.describe(con)
+    if args.name is not None:
+        names = [info["name"] for info in infos]
+        if args.name not in names:
             raise CommandError(
                 f"{args.database} has no collection {args.name!r}; it has: "
                 f"{', '.join(names) or 'none'}"
             )
-        wanted = [args.name] if args.name is not None else names
-        infos = [boxwood.Collection.open(con, name).info() for name in wanted]
+        infos = [info for info in infos if info["name"] == args.name]
     if args.shell:
-        if not wanted:
+        if not infos:
             raise CommandError(f"{args.database} has no collections; `boxwood create` makes one")
-        print(_shell(args.database, wanted[0]))
+        print(_shell(args.database, infos[0]["name"]))
     elif args.json:
         document = infos[0] if args.name is not None else infos
         print(json.dumps(document, default=str, ensure_ascii=False, indent=1))
@@ -609,6 +674,13 @@ def _info(args: argparse.Namespace) -> int:
         print(text_table(columns, [[info[c] for c in columns] for info in infos]))
     else:
         print(f"{args.database} has no collections; `boxwood create` makes one")
+    for info in infos:
+        if info["state"] != "current":
+            command = shlex.join(["boxwood", "repair", str(args.database), info["name"]])
+            _note(
+                f"the index of {info['name']} is {info['state']}; the rows are safe, and "
+                f"`{command}` builds it again"
+            )
     return OK
 
 
@@ -641,12 +713,14 @@ def _export(args: argparse.Namespace) -> int:
 
     model = boxwood.Model.load(args.model)
     with _collection(args) as collection:
-        columns, join = _metadata_join(collection, "s")
+        columns, join = _metadata_join(collection, ("id", "votes", "score"))
         [(count,)] = collection.con.execute(
-            f"COPY (SELECT s.id, s.votes, s.score{columns} "
+            "COPY (WITH boxwood_hits AS MATERIALIZED (SELECT id, votes, score "
             f"FROM boxwood_search({literal(collection.index_path)}, "
-            f"model := {literal(model.to_json())}) s {join} "
-            f"ORDER BY s.score DESC, s.id) TO {literal(args.out)} (FORMAT {form})"
+            f"model := {literal(model.to_json())})) "
+            f"SELECT boxwood_hits.*{columns} FROM boxwood_hits {join} "
+            "ORDER BY boxwood_hits.score DESC, boxwood_hits.id) "
+            f"TO {literal(args.out)} (FORMAT {form})"
         ).fetchall()
     print(f"wrote {count:,} rows to {args.out}")
     return OK
@@ -682,12 +756,32 @@ def _repair(args: argparse.Namespace) -> int:
 # --- main ---------------------------------------------------------------------------------------
 
 
-_GO_ON = {
-    "demo": "the same command goes on",
-    "create": "what was committed stays, and `boxwood add` goes on from there",
-    "add": "what was committed stays, and the same command goes on from there",
-    "repair": "the rows are safe; run it again",
-}
+def _go_on(args: argparse.Namespace) -> str:
+    """What an interrupted command has left, and what to do next."""
+    if args.command == "demo":
+        return "the same command goes on"
+    if args.command == "repair":
+        return "nothing was changed" if args.check else "the rows are safe; run it again"
+    if args.command == "create":
+        if getattr(args, "kept", False):
+            return "what was committed stays, and `boxwood add` goes on from there"
+        return "no collection was made; run it again"
+    if args.command == "add":
+        if args.npy is None:
+            return "what was committed stays, and the same command goes on from there"
+        if "rows" in args and _row_count(args) != args.rows:
+            return "all rows were added before that"
+        return "nothing was added; run it again"
+    return "nothing was changed"
+
+
+def _row_count(args: argparse.Namespace) -> int:
+    """The rows that the command's collection has in the database. Asked anew: Ctrl-C may come
+    before a load is committed or after that."""
+    import boxwood
+
+    with _connection(args) as con:
+        return sum(i["rows"] for i in boxwood.Collection.describe(con) if i["name"] == args.name)
 
 
 def _heavy_errors() -> tuple[type[Exception], ...]:
@@ -722,7 +816,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _interrupted(args)
     except Exception as error:
-        if type(error).__name__ == "InterruptException":  # Ctrl-C inside of DuckDB
+        # Ctrl-C inside of DuckDB, as 2.0 and as 1.5 pass it on.
+        if type(error).__name__ == "InterruptException" or isinstance(
+            error.__cause__, KeyboardInterrupt
+        ):
             return _interrupted(args)
         if not isinstance(error, (CommandError, OSError, MemoryError, *_heavy_errors())):
             raise
@@ -731,11 +828,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupted(args: argparse.Namespace) -> int:
-    _note("boxwood: interrupted; " + _GO_ON.get(args.command, "nothing was changed"))
+    _note("boxwood: interrupted; " + _go_on(args))
     return INTERRUPTED
 
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) or "out of memory"  # MemoryError alone comes without words
+    # DuckDB shows a piece of the statement, which the person at the terminal has not written.
+    text = str(error).split("\n\nLINE ")[0].rstrip()
+    return text or "out of memory"  # MemoryError alone comes without words

@@ -10,9 +10,10 @@ import threading
 import time
 import uuid as uuids
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ from boxwood.errors import (
 from boxwood.model import Model
 from boxwood.native import Ids
 from boxwood.progress import Bar
-from boxwood.store import Store, hint, store_at
+from boxwood.store import Store, hint, inspect, store_at
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -213,11 +214,12 @@ class Collection:
             catalog.check_writable(cur, f"create the collection {name!r}")
             where = catalog.database(cur)
             catalog.create_schema(cur)
-            if name in catalog.names(cur):
-                raise InputError(
-                    f"there is a collection {name!r} already: Collection.open opens it, and its "
-                    "drop() removes it"
-                )
+            for other in catalog.names(cur):
+                if other.lower() == name.lower():  # DuckDB's tables do not tell them apart
+                    raise InputError(
+                        f"there is a collection {other!r} already: Collection.open opens it, and "
+                        "its drop() removes it"
+                    )
             uuid = uuids.uuid4()
             record = Record(
                 name=name, uuid=uuid, generation=0,
@@ -247,30 +249,51 @@ class Collection:
             record = catalog.record(cur, name)
             where = catalog.database(cur)
             store = store_at(record.index_path(where))
-            with store.lock:
-                try:
-                    if not store.open(record, catalog.row_count(cur, record)):
-                        if where.read_only:
-                            raise IndexStale(
-                                f"the index in {store.path} is not of the same generation as the "
-                                f"rows: open {where.path} once without read_only, which mends it"
-                            )
-                        store.refresh(cur, record)
-                except IndexStale:
-                    raise
-                except IndexProblem as error:
-                    if not repair:
-                        raise hint(error, where, name) from error
-                    catalog.check_writable(cur, f"repair the index of {name!r}")
-                    store.rebuild(cur, record)
-        name_indexes(con)
+            try:
+                with store.lock:
+                    cls._open_index(cur, record, where, store, repair)
+            finally:
+                name_indexes(con)
         return cls(con, record, store)
+
+    @staticmethod
+    def _open_index(
+        cur: duckdb.DuckDBPyConnection,
+        record: Record,
+        where: catalog.Database,
+        store: Store,
+        repair: bool,
+    ) -> None:
+        try:
+            if not store.open(record, catalog.row_count(cur, record)):
+                if where.read_only:
+                    raise IndexStale(
+                        f"the index in {store.path} is not of the same generation as the "
+                        f"rows: open {where.path} once without read_only, which mends it"
+                    )
+                store.refresh(cur, record)
+        except IndexStale:
+            raise
+        except IndexProblem as error:
+            if not repair:
+                raise hint(error, where, record.name) from error
+            catalog.check_writable(cur, f"repair the index of {record.name!r}")
+            store.rebuild(cur, record)
 
     @staticmethod
     def list(con: duckdb.DuckDBPyConnection) -> builtins.list[str]:
         """Names of the collections in a database."""
         with con.cursor() as cur:
             return catalog.names(cur)
+
+    @staticmethod
+    def describe(con: duckdb.DuckDBPyConnection) -> builtins.list[dict[str, Any]]:
+        """What every collection of a database is and what it takes; all plain values. No index is
+        opened for good or mended; ``state`` says what it is to the rows: 'current', 'stale',
+        'missing', 'corrupt' or 'foreign'."""
+        with _database_errors(), con.cursor() as cur:
+            where = catalog.database(cur)
+            return [_description(cur, where, record) for record in catalog.records(cur)]
 
     def drop(self) -> None:
         """Remove the collection: codes, index, and the metadata table if Boxwood made it."""
@@ -307,12 +330,17 @@ class Collection:
         """A collection of the rows of a table or view with embeddings: a list or array of floats in
         the column `embedding`. The table becomes its metadata table. Without `name` it is named
         like the table. If anything fails, no collection is left behind."""
-        with con.cursor() as cur:
+        with _database_errors(), con.cursor() as cur:
             if not catalog.table_exists(cur, table):
                 raise InputError(
                     f"there is no table {table!r} in the database: temporary ones, and objects "
                     "that were registered on a connection, must be made tables first"
                 )
+            columns = _columns(cur, table_name(table))
+        if embedding not in columns:
+            raise InputError(
+                f"the table {table!r} has no column {embedding!r}; it has {', '.join(columns)}"
+            )
         self = cls.create(
             con, table.split(".")[-1] if name is None else name, encoder=encoder, head=head,
             texts=texts, table=table, id_column=id,
@@ -342,7 +370,12 @@ class Collection:
         source = f"read_parquet({literal(Path(path).expanduser())})"
         key = "id" if id is None else id
         with _database_errors(), con.cursor() as cur:
-            columns = [row[0] for row in cur.execute(f"DESCRIBE FROM {source}").fetchall()]
+            try:
+                columns = _columns(cur, source)
+            except duckdb.IOException as error:
+                raise StorageError(f"cannot read {path}: {_first_line(error)}") from error
+            except duckdb.Error as error:
+                raise InputError(f"cannot read {path} as Parquet: {_first_line(error)}") from error
         for column in [embedding] if id is None else [id, embedding]:
             if column not in columns:
                 raise InputError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
@@ -356,13 +389,8 @@ class Collection:
                 raise InputError(
                     f"there is a table {self.table!r} already: give the collection another name"
                 )
-            with self._writing("load the collection") as (cur, record), _transaction(cur):
-                target = table_name(self.name)
-                cur.execute(
-                    f"CREATE TABLE {target} AS SELECT * EXCLUDE ({quoted(embedding)}) FROM {source}"
-                )
-                self._adopt_table(cur, record)
-            self._load(source, quoted(key), embedding, progress)
+            metadata = f"SELECT * EXCLUDE ({quoted(embedding)}) FROM {source}"
+            self._load(source, quoted(key), embedding, progress, metadata)
         return self
 
     @classmethod
@@ -394,13 +422,14 @@ class Collection:
         progress: bool = False,
     ) -> int:
         """Append the rows of an ``.npy`` file, as `from_npy` takes it; returns their number. Ids
-        that are left out go on after the largest. Rows are committed in batches."""
+        that are left out go on after the largest. One transaction: if anything fails, or Ctrl-C
+        comes, no row is added."""
         rows = _load_npy(path)
         if rows.ndim != 2:
             raise InputError(f"{path} must hold an array (rows, dimensions), not {rows.shape}")
         if ids is None:
-            first = self._next_id()
-            numbers = np.arange(first, first + len(rows))
+            first = self._next_id(len(rows))
+            numbers = np.arange(len(rows)) + first
         else:
             given = _load_npy(ids) if isinstance(ids, (str, os.PathLike)) else ids
             numbers = native.check_ids(given)
@@ -409,70 +438,110 @@ class Collection:
         if not len(rows):
             raise InputError(f"{path} holds no rows")
         _unique(numbers)
-        codes = rows.dtype == np.uint8
-        if not codes and self._coding_now() is None:
-            self._fix_coding(check(rows[:: -(-len(rows) // FIT_ROWS)]))
         size = _batch_rows(rows.shape[1])
-        with self._indexed_after(), Bar(self.name, progress) as bar:
-            for start in range(0, len(rows), size):
-                part = slice(start, start + size)
-                with _row_offset(start):
-                    self._append(
-                        numbers[part],
-                        embeddings=None if codes else rows[part],
-                        codes=rows[part] if codes else None,
-                        index=False,
-                    )
-                bar.update(min(start + size, len(rows)), len(rows))
-        return len(rows)
+        batches = (
+            (numbers[start : start + size], rows[start : start + size])
+            for start in range(0, len(rows), size)
+        )
+        if rows.dtype == np.uint8:
+            return self._append_all(batches, len(rows), None, progress)
+        return self._append_all(
+            batches, len(rows), lambda: check(rows[:: -(-len(rows) // FIT_ROWS)]), progress
+        )
 
-    def _load(self, source: str, key: str, embedding: str, progress: bool) -> None:
-        """Append ids and embeddings of something that stands in a FROM clause."""
+    def _load(
+        self,
+        source: str,
+        key: str,
+        embedding: str,
+        progress: bool,
+        metadata: str | None = None,
+    ) -> None:
+        """Append ids and embeddings of something that stands in a FROM clause. `metadata` is a
+        query of what the metadata table is made of."""
         column = quoted(embedding)
         with _database_errors(), self.con.cursor() as cur:
             row = catalog.one(cur, f"SELECT count(*) FROM {source}")
             total = int(row[0]) if row else 0
-            if not total:
-                return
-            coding = self._coding_now()
-            if coding is None:
-                every = -(-total // FIT_ROWS)
-                query = f"SELECT {key}, {column} FROM {source}"
-                if every > 1:
-                    query += f" WHERE hash({key}) % {every} = 0 LIMIT {FIT_ROWS}"
-                sample = _embeddings(cur.sql(query).to_arrow_table(), embedding)[1]
-                coding = self._fix_coding(sample)
-            done = 0
+            every = max(1, -(-total // FIT_ROWS))
+            query = f"SELECT {key}, {column} FROM {source}"
+            if every > 1:
+                query += f" WHERE hash({key}) % {every} = 0 LIMIT {FIT_ROWS}"
+            sample = _embeddings(cur.sql(query).to_arrow_table(), embedding)[1] if total else None
+            width = native.DIMS if sample is None else sample.shape[1]
             reader = cur.sql(f"SELECT {key}, {column} FROM {source}").to_arrow_reader(
-                _batch_rows(coding.head.width)
+                _batch_rows(width)
             )
-            with self._indexed_after(), Bar(self.name, progress) as bar:
-                for batch in reader:
-                    rows = pa.Table.from_batches([batch])
-                    if not len(rows):
-                        continue
-                    ids, embeddings = _embeddings(rows, embedding)
-                    self._append(ids, embeddings=embeddings, index=False)
+            batches = (
+                _embeddings(pa.Table.from_batches([batch]), embedding)
+                for batch in reader
+                if len(batch)
+            )
+            self._append_all(batches, total, lambda: sample, progress, metadata)
+
+    def _append_all(
+        self,
+        batches: Iterable[tuple[Ids, Floats | Codes]],
+        total: int,
+        sample: Callable[[], Floats | None] | None,
+        progress: bool,
+        metadata: str | None = None,
+    ) -> int:
+        """Append all batches in one transaction: committed when the rows and their segments are
+        written, so whatever ends it earlier leaves nothing behind.
+
+        Without `sample` the rows are codes; else they are embeddings, and the first of a collection
+        have head and quantizer fitted to what it returns.
+        """
+        done = 0
+        with (
+            self._writing("append") as (cur, record),
+            Bar(self.name, progress) as bar,
+            ExitStack() as committing,
+        ):
+            coding = None if sample is None else self._coding_now()
+            with _transaction(cur):
+                if metadata is not None:
+                    cur.execute(f"CREATE TABLE {table_name(self.name)} AS {metadata}")
+                    record = self._adopt_table(cur, record)
+                if not record.quantizer and sample is None:
+                    record = catalog.set_coding(cur, record, record.encoder_fingerprint, None, None)
+                elif not record.quantizer and sample is not None:
+                    embeddings = sample()
+                    if embeddings is not None:
+                        chosen = self._choose_coding(cur, record, embeddings)
+                        record, coding = self._store_coding(cur, record, chosen), chosen.coding
+                elif sample is not None and coding is None:
+                    raise self._no_embeddings()
+                for ids, rows in batches:
+                    with _row_offset(done):
+                        if coding is None:
+                            codes = native.check_codes(rows)
+                        else:
+                            codes = coding.quantizer.encode(coding.head.images(check(rows)))
+                    _unique(ids)
+                    self._refuse_known(cur, record, ids)
+                    _insert_codes(cur, record, ids, codes)
                     done += len(ids)
                     bar.update(done, total)
+                record = catalog.raise_generation(cur, record)
+                names = self._store.prepare(cur, record)
+                committing.enter_context(_interrupts_deferred())
+            self._record = record
+            self._store.behind = True
+            self._after_commit(done, lambda: self._store.publish(record, names))
+        return done
 
     @contextmanager
     def _or_drop(self) -> Iterator[None]:
         try:
             yield
+        except GeneratorExit:  # the generator itself goes away, long after the load
+            raise
         except BaseException:
             with _interrupts_deferred():
                 self.drop()
             raise
-
-    @contextmanager
-    def _indexed_after(self) -> Iterator[None]:
-        """Index at the end, whatever happens, what was appended with ``index=False``."""
-        try:
-            yield
-        finally:
-            with _interrupts_deferred():
-                self.refresh()
 
     # --- appending --------------------------------------------------------------------------------
 
@@ -504,13 +573,12 @@ class Collection:
         embeddings: ArrayLike | None = None,
         codes: ArrayLike | None = None,
         metadata: Any = None,
-        index: bool = True,
     ) -> int:
         numbers = native.check_ids(ids)
         if not len(numbers):
             raise InputError("there is nothing to append: ids are empty")
-        given = native.check_codes(codes) if codes is not None else None
-        vectors = check(np.asarray(embeddings)) if embeddings is not None else None
+        given = None if codes is None else native.check_codes(_matrix(codes, "codes"))
+        vectors = None if embeddings is None else check(_matrix(embeddings, "embeddings"))
         count = len(given if given is not None else vectors)  # type: ignore[arg-type]
         if count != len(numbers):
             raise InputError(f"{len(numbers):,} ids cannot go with {count:,} rows")
@@ -525,10 +593,7 @@ class Collection:
                     chosen = self._choose_coding(cur, record, vectors)
                 coding = self._coding_now() if chosen is None else chosen.coding
                 if coding is None:
-                    raise InputError(
-                        f"the collection {self.name!r} holds ready codes, so it cannot take "
-                        "embeddings"
-                    )
+                    raise self._no_embeddings()
                 rows = coding.quantizer.encode(coding.head.images(vectors))
             else:
                 assert given is not None
@@ -547,26 +612,38 @@ class Collection:
                     _insert_codes(cur, record, numbers, rows)
                     record = catalog.raise_generation(cur, record)
                 self._record = record
-                self._store.behind = True
-                if index:
-                    self._index_rows(cur, record, numbers, rows)
+                mended, self._store.behind = self._store.behind, True
+                self._after_commit(count, lambda: self._index_rows(cur, record, numbers, rows))
+                if mended:
+                    name_indexes(self.con)
         return count
 
     def _index_rows(
         self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, codes: Codes
     ) -> None:
         store = self._store
+        if store.index is not None and store.index.info.generation + 1 == record.generation:
+            store.extend(record, ids, codes)
+        else:
+            store.refresh(cur, record)
+
+    def _after_commit(self, rows: int, index: Callable[[], None]) -> None:
+        """Bring the index up to date with rows that are committed."""
         try:
-            if store.index is not None and store.index.info.generation + 1 == record.generation:
-                store.extend(record, ids, codes)
-            else:
-                store.refresh(cur, record)
+            index()
         except (IndexProblem, StorageError, OutOfMemory) as error:
+            with suppress(Error, duckdb.Error):  # this error is the one to tell
+                name_indexes(self.con)
             raise type(error)(
-                f"the {len(ids):,} rows are safe in the database, but the index could not be "
+                f"the {rows:,} rows are safe in the database, but the index could not be "
                 f"brought up to date: {error}. refresh() tries again, and so does opening the "
                 "collection"
             ) from error
+
+    def _no_embeddings(self) -> InputError:
+        return InputError(
+            f"the collection {self.name!r} holds ready codes, so it cannot take embeddings"
+        )
 
     def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
         with catalog.registered(cur, "boxwood_new_ids", pa.table({"id": ids})):
@@ -587,8 +664,7 @@ class Collection:
             "UPDATE boxwood.collections SET table_name = ?, owns_table = true WHERE name = ?",
             [self.name, self.name],
         )
-        self._record = replace(record, table=self.name, owns_table=True)
-        return self._record
+        return replace(record, table=self.name, owns_table=True)
 
     def _insert_metadata(
         self, cur: duckdb.DuckDBPyConnection, record: Record, rows: pa.Table
@@ -670,26 +746,6 @@ class Collection:
             catalog.store_texts(cur, self.name, chosen.phrases, chosen.codes)
         return record
 
-    def _fix_coding(self, embeddings: Floats) -> Coding:
-        """Decide head and quantizer by a sample, before a bulk load."""
-        with self._writing("append") as (cur, record):
-            if not record.quantizer:
-                chosen = self._choose_coding(cur, record, embeddings)
-                with _interrupts_deferred():
-                    with _transaction(cur):
-                        record = self._store_coding(cur, record, chosen)
-                        # The empty index carries other fingerprints, so it is behind now.
-                        record = catalog.raise_generation(cur, record)
-                    self._record = record
-                    self._store.behind = True
-                    self._store.refresh(cur, record)
-            coding = self._coding_now()
-        if coding is None:
-            raise InputError(
-                f"the collection {self.name!r} holds ready codes, so it cannot take embeddings"
-            )
-        return coding
-
     @property
     def head(self) -> Head | None:
         """The head; None before the first embeddings, and for ready codes."""
@@ -749,13 +805,14 @@ class Collection:
             try:
                 uri.encode()
             except UnicodeEncodeError:
-                failed.append((ascii(uri), "its name is not valid UTF-8: rename it"))
+                shown = os.fsencode(uri).decode("utf-8", "backslashreplace")
+                failed.append((shown, "its name is not valid UTF-8: rename it"))
                 continue
             if uri in known or uri in todo:
                 skipped += 1
             else:
                 todo[uri] = file
-        next_id = self._next_id()
+        next_id = self._next_id(len(todo))
         added = done = 0
         with Bar(self.name, progress) as bar, _Decoder(todo) as decoder:
             while images := decoder.take(size):
@@ -803,7 +860,7 @@ class Collection:
             record = self._fresh(cur)
             if record.table is None:
                 return set(), {}
-            columns = self._columns(cur, record)
+            columns = _columns(cur, table_name(record.table))
             if "uri" not in columns:
                 raise InputError(
                     f"the table {record.table!r} has no column 'uri', in which add_images keeps "
@@ -819,13 +876,8 @@ class Collection:
             {uri: number for uri, number, coded in rows if not coded and number is not None},
         )
 
-    def _columns(self, cur: duckdb.DuckDBPyConnection, record: Record) -> builtins.list[str]:
-        assert record.table is not None
-        rows = cur.execute(f"DESCRIBE FROM {table_name(record.table)}").fetchall()
-        return [row[0] for row in rows]
-
-    def _next_id(self) -> int:
-        """An id above all that rows and metadata have."""
+    def _next_id(self, count: int) -> int:
+        """The first of so many ids above all that rows and metadata have."""
         with _database_errors(), self.con.cursor() as cur:
             record = self._fresh(cur)
             query = f"SELECT max(id) FROM {record.codes}"
@@ -835,7 +887,12 @@ class Collection:
                     f"FROM {table_name(record.table)}))"
                 )
             row = catalog.one(cur, query)
-        return 0 if row is None or row[0] is None else max(0, int(row[0]) + 1)
+        first = 0 if row is None or row[0] is None else max(0, int(row[0]) + 1)
+        if first + count > 2**63:
+            raise InputError(
+                f"there are no {count:,} ids above the largest, {first - 1}: name the ids"
+            )
+        return first
 
     # --- searching --------------------------------------------------------------------------------
 
@@ -845,11 +902,13 @@ class Collection:
         with _database_errors(), self.con.cursor() as cur:
             return catalog.text_code(cur, self.name, text)
 
-    def encode_image(self, image: str | os.PathLike[str] | Image.Image) -> Codes:
-        """The code of an image, uint8 (32,): of a file's path, or of a Pillow image."""
+    def encode_image(
+        self, image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+    ) -> Codes:
+        """The code of an image, uint8 (32,): of a file's path, of a Pillow image, or of RGB pixels,
+        uint8 (height, width, 3)."""
         encoder = self._need_encoder("encode images")
-        picture = load_image(Path(image)) if isinstance(image, (str, os.PathLike)) else image
-        return self.encode_embedding(encoder.images([picture])[0])
+        return self.encode_embedding(encoder.images([_picture(image)])[0])
 
     def encode_embedding(
         self, vector: ArrayLike, kind: Literal["image", "text"] = "image"
@@ -867,7 +926,7 @@ class Collection:
                     else "append embeddings first"
                 )
             )
-        rows = np.asarray(vector)
+        rows = _matrix(vector, "an embedding")
         if rows.ndim != 1:
             raise InputError(f"an embedding must have the shape (dims,), not {rows.shape}")
         map_ = coding.head.images if kind == "image" else coding.head.texts
@@ -881,8 +940,10 @@ class Collection:
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
         return self.knn(self.encode_text(text), k=k)
 
-    def search_image(self, image: str | os.PathLike[str] | Image.Image, k: int = 60) -> pa.Table:
-        """The k images nearest to an image, a path or a Pillow image."""
+    def search_image(
+        self, image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8], k: int = 60
+    ) -> pa.Table:
+        """The k images nearest to an image, as `encode_image` takes it."""
         _check_k(k)
         if not len(self):
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
@@ -905,9 +966,11 @@ class Collection:
         _check_k(k)
         index = self._index()
         if like is not None:
+            if not len(index):
+                raise InputError(f"the collection {self.name!r} is empty: it has no id {like}")
             query = index.codes([like])
         else:
-            query = np.asarray(codes)
+            query = _matrix(codes, "a code")
             if query.ndim != 1:
                 raise InputError(f"a code must have the shape ({native.DIMS},), not {query.shape}")
             query = native.check_codes(query[None])
@@ -994,8 +1057,7 @@ class Collection:
         trees = native.check_count(estimators, "estimators", 1, native.MAX_ESTIMATORS)
         others = native.check_count(random_negatives, "random_negatives", 0, 100_000)
         native.check_count(seed, "seed", 0, 2**64 - 1)
-        if not 0.01 <= float(negative_weight) <= 100:
-            raise InputError(f"negative_weight must be from 0.01 to 100, not {negative_weight!r}")
+        negative_weight = native.check_weight(negative_weight)
         start = time.perf_counter()
         randoms = index.draw(others, seed, np.concatenate([right, wrong]))
         if not len(wrong) and not len(randoms):
@@ -1035,13 +1097,14 @@ class Collection:
     ) -> Refined:
         """Train on labels as `train` does, and find every image that the model matches."""
         index = self._index()
+        positives, negatives = _listed(positives), _listed(negatives)
         model, stats = self._train(
             index, positives, negatives, learner, estimators, random_negatives, negative_weight,
             seed,
         )  # fmt: skip
         if learner in ("branch", "ensemble"):
             right, wrong = (
-                np.unique(native.check_ids(_listed(ids))).tolist() for ids in (positives, negatives)
+                np.unique(native.check_ids(ids)).tolist() for ids in (positives, negatives)
             )
             source = (
                 f"boxwood_refine({literal(self.index_path)}, positives := {right}, "
@@ -1067,29 +1130,9 @@ class Collection:
     # --- upkeep -----------------------------------------------------------------------------------
 
     def info(self) -> dict[str, Any]:
-        """What the collection is and what it takes; all plain values."""
+        """What the collection is and what it takes, as `describe` gives it."""
         with _database_errors(), self.con.cursor() as cur:
-            record = self._fresh(cur)
-            rows = catalog.row_count(cur, record)
-            head = catalog.load_head(cur, record.head)
-        index = self._store.index
-        size = 0 if index is None else index.info.bytes
-        return {
-            "name": self.name,
-            "rows": rows,
-            "generation": record.generation,
-            "segments": 0 if index is None else index.info.segments,
-            "bytes": size,
-            "bytes_per_row": round(size / rows, 2) if rows else 0.0,
-            "table": record.table,
-            "id_column": record.id_column,
-            "encoder": record.encoder,
-            "head": None if head is None else head.kind,
-            "quantizer": record.quantizer or None,
-            "uuid": str(record.uuid),
-            "index": str(self.index_path),
-            "state": self._store.state(record),
-        }
+            return _description(cur, catalog.database(cur), self._fresh(cur))
 
     def verify(self) -> None:
         """Check the index in depth: the files, and every row against the codes table. Raises
@@ -1109,6 +1152,8 @@ class Collection:
                 self._store.refresh(cur, record)
             except IndexProblem as error:
                 raise hint(error, catalog.database(cur), self.name) from error
+            finally:
+                name_indexes(self.con)
 
     def repair(self, *, progress: bool = False) -> None:
         """Build the index from the codes table, and remove what else lies in its folder."""
@@ -1121,7 +1166,10 @@ class Collection:
     def _rebuild(self, what: str, progress: bool) -> None:
         with self._writing(what) as (cur, record), Bar(self.name, progress) as bar:
             rows = catalog.row_count(cur, record)
-            self._store.rebuild(cur, record, lambda part: bar.update(int(part * rows), rows))
+            try:
+                self._store.rebuild(cur, record, lambda part: bar.update(int(part * rows), rows))
+            finally:
+                name_indexes(self.con)
 
     # --- about ------------------------------------------------------------------------------------
 
@@ -1179,6 +1227,32 @@ class Collection:
 # --- helpers --------------------------------------------------------------------------------------
 
 
+def _description(
+    cur: duckdb.DuckDBPyConnection, where: catalog.Database, record: Record
+) -> dict[str, Any]:
+    rows = catalog.row_count(cur, record)
+    head = catalog.one(cur, "SELECT kind FROM boxwood.heads WHERE fingerprint = ?", [record.head])
+    path = record.index_path(where)
+    state, index = inspect(path, record, rows)
+    size = 0 if index is None else index.bytes
+    return {
+        "name": record.name,
+        "rows": rows,
+        "generation": record.generation,
+        "segments": 0 if index is None else index.segments,
+        "bytes": size,
+        "bytes_per_row": round(size / rows, 2) if rows else 0.0,
+        "table": record.table,
+        "id_column": record.id_column,
+        "encoder": record.encoder,
+        "head": None if head is None else head[0],
+        "quantizer": record.quantizer or None,
+        "uuid": str(record.uuid),
+        "index": str(path),
+        "state": state,
+    }
+
+
 def _run(index: native.Index, model: Model, source: str, training: dict[str, Any]) -> Refined:
     found = index.search(model.handle)
     stats = found.stats
@@ -1217,7 +1291,7 @@ def _hits(ids: Ids, distances: NDArray[np.uint32]) -> pa.Table:
 
 def _listed(ids: ArrayLike) -> ArrayLike:
     """Sets and iterators, which numpy would take for single objects, as lists."""
-    if isinstance(ids, (set, frozenset, range, Iterator)):
+    if isinstance(ids, (AbstractSet, ValuesView, range, Iterator)):
         return list(ids)
     return ids
 
@@ -1268,6 +1342,35 @@ def _given_texts(
     if encoder is not None:
         raise InputError("with an encoder, texts must be phrases: it embeds them itself")
     return embeddings
+
+
+def _columns(cur: duckdb.DuckDBPyConnection, source: str) -> list[str]:
+    """The columns of something that stands in a FROM clause."""
+    return [row[0] for row in cur.execute(f"DESCRIBE FROM {source}").fetchall()]
+
+
+def _picture(image: Any) -> Any:
+    """A Pillow image of what `Collection.encode_image` takes."""
+    if isinstance(image, (str, os.PathLike)):
+        return load_image(Path(image))
+    try:
+        from PIL import Image
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            "images need the package 'pillow': pip install 'boxwood[clip]'"
+        ) from error
+    if isinstance(image, Image.Image):
+        return image
+    if not isinstance(image, np.ndarray):
+        raise InputError(
+            "an image must be a file's path, a Pillow image or an array of pixels, not "
+            f"{type(image).__name__}"
+        )
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+        raise InputError(
+            f"pixels must be uint8 of the shape (height, width, 3), not {image.dtype} {image.shape}"
+        )
+    return Image.fromarray(np.ascontiguousarray(image))
 
 
 def _metadata_table(
@@ -1340,27 +1443,9 @@ def _embeddings(rows: pa.Table, name: str) -> tuple[Ids, Floats]:
     """Ids and embeddings out of two columns: integers, and lists or arrays of floats."""
     ids = native.check_ids(rows.column(0).to_numpy(), "ids")
     column = rows.column(1).combine_chunks()
-    kind = column.type
-    lists = (pa.types.is_list(kind) or pa.types.is_large_list(kind)
-             or pa.types.is_fixed_size_list(kind))  # fmt: skip
-    if not lists or not pa.types.is_floating(kind.value_type):
-        raise InputError(f"the column {name!r} must hold lists of floats, not {kind}")
-    if column.null_count:
-        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
-        raise InputError(f"the embedding of id {ids[row]} is NULL")
-    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
-    width = int(lengths[0]) if len(lengths) else 0
-    if (lengths != width).any():
-        row = int((lengths != width).argmax())
-        raise InputError(
-            f"embeddings must be of one length, but that of id {ids[row]} has {lengths[row]} "
-            f"values, and that of id {ids[0]} {width}"
-        )
-    values = column.flatten()
-    if values.null_count:
-        row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // max(width, 1)
-        raise InputError(f"the embedding of id {ids[row]} holds a NULL")
-    vectors = values.to_numpy(zero_copy_only=False).reshape(len(ids), width)
+    if not _holds_lists(column.type) or not pa.types.is_floating(column.type.value_type):
+        raise InputError(f"the column {name!r} must hold lists of floats, not {column.type}")
+    vectors = _flat(column, lambda row: f"the embedding of id {ids[row]}")
     try:
         return ids, check(vectors)
     except InputError as error:
@@ -1369,6 +1454,48 @@ def _embeddings(rows: pa.Table, name: str) -> tuple[Ids, Floats]:
         if bad.any():
             raise InputError(f"{error} (id {ids[bad.argmax()]})") from error
         raise
+
+
+def _holds_lists(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _flat(column: pa.Array, what: Callable[[int], str]) -> NDArray[Any]:
+    """Arrow lists of one length as an array (rows, length); `what` names a row in errors."""
+    if column.null_count:
+        row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+        raise InputError(f"{what(row)} is NULL")
+    lengths = column.value_lengths().to_numpy(zero_copy_only=False)
+    width = int(lengths[0]) if len(lengths) else 0
+    if (lengths != width).any():
+        row = int((lengths != width).argmax())
+        raise InputError(
+            f"all must be of one length, but {what(row)} has {lengths[row]} values, and {what(0)} "
+            f"{width}"
+        )
+    values = column.flatten()
+    if values.null_count:
+        row = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False))) // max(width, 1)
+        raise InputError(f"{what(row)} holds a NULL")
+    flat: NDArray[Any] = values.to_numpy(zero_copy_only=False).reshape(len(column), width)
+    return flat
+
+
+def _matrix(values: Any, what: str) -> NDArray[Any]:
+    """Numbers as an array: also Arrow lists, and arrays of arrays as a DataFrame's columns are."""
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if isinstance(values, pa.Array) and _holds_lists(values.type):
+        return _flat(values, lambda row: f"row {row} of {what}")
+    try:
+        array = np.asarray(values)
+        if array.dtype == object and array.ndim == 1 and len(array):
+            array = np.stack([np.asarray(row) for row in array])
+    except ValueError as error:
+        raise InputError(f"{what} must be numbers, as many in every row ({error})") from error
+    return array
 
 
 def _load_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
@@ -1436,6 +1563,11 @@ def _database_errors() -> Iterator[None]:
         raise StorageError(
             f"the database could not be read or written, and nothing was changed: "
             f"{_first_line(error)}"
+        ) from error
+    except (duckdb.BinderException, duckdb.CatalogException) as error:
+        raise InputError(
+            f"a table or column that the collection needs is not there: {_first_line(error)}. Was "
+            "it changed by other means than Boxwood's? Then drop the collection, and create it anew"
         ) from error
     except duckdb.ConstraintException as error:
         raise InputError(f"the database refused the rows: {_first_line(error)}") from error

@@ -6,7 +6,8 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def connect(
         con = duckdb.connect(name, read_only=read_only, config=settings)
     except duckdb.IOException as error:
         message = str(error)
-        if "lock" in message:
+        if "Could not set lock" in message:
             raise DatabaseLocked(
                 f"{name} is open in another process, which may write to it: close it there, or "
                 f"wait. ({_first_line(error)})"
@@ -65,12 +66,14 @@ def connect(
 def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     """Prepare a connection or cursor that somebody else has opened, and return it.
 
-    Loads the extension, names the collections' indexes in the variable ``boxwood_index``, registers
+    Loads the extension, names the collections' indexes by `name_indexes`, registers
     ``clip_text(collection, text)``, and creates the macros as temporary ones. Nothing is written.
     The database must have been opened with ``allow_unsigned_extensions``. Loading twice does no
     harm.
     """
-    if not _unsigned_allowed(con):
+    with _usable():
+        allowed = _unsigned_allowed(con)
+    if not allowed:
         raise InputError(
             "this connection does not take unsigned extensions: open the database by "
             "boxwood.connect(...), or by duckdb.connect(..., "
@@ -90,13 +93,40 @@ def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
 
 
 def name_indexes(con: duckdb.DuckDBPyConnection) -> None:
-    """Bring the variable boxwood_index up to date: collection -> index folder."""
+    """Bring two variables of a connection up to date: ``boxwood_index``, collection -> index
+    folder, and ``boxwood_problem``, collection -> why its index does not answer for its rows now;
+    only those with a problem are in it."""
     with con.cursor() as cur:
         where = catalog.database(cur)
-        paths = {of.name: str(of.index_path(where)) for of in catalog.records(cur)}
-    keys = ", ".join(map(catalog.literal, paths))
-    values = ", ".join(map(catalog.literal, paths.values()))
-    con.execute(f"SET VARIABLE boxwood_index = MAP([{keys}]::VARCHAR[], [{values}]::VARCHAR[])")
+        known = catalog.records(cur)
+        paths = {of.name: str(of.index_path(where)) for of in known}
+        checked = cur.execute(
+            "SELECT name, boxwood_check(path, uuid, generation) FROM (SELECT unnest($1::VARCHAR[]) "
+            "AS name, unnest($2::VARCHAR[]) AS path, unnest($3::VARCHAR[]) AS uuid, "
+            "unnest($4::BIGINT[]) AS generation)",
+            [list(paths), list(paths.values()), [str(of.uuid) for of in known],
+             [of.generation for of in known]],
+        ).fetchall()  # fmt: skip
+    problems = {name: problem for name, problem in checked if problem is not None}
+    with _usable():
+        _set_map(con, "boxwood_index", paths)
+        _set_map(con, "boxwood_problem", problems)
+
+
+def _set_map(con: duckdb.DuckDBPyConnection, variable: str, values: Mapping[str, str]) -> None:
+    parts = (", ".join(map(catalog.literal, side)) for side in (values, values.values()))
+    lists = ", ".join(f"[{part}]::VARCHAR[]" for part in parts)
+    con.execute(f"SET VARIABLE {variable} = MAP({lists})")
+
+
+@contextmanager
+def _usable() -> Iterator[None]:
+    try:
+        yield
+    except duckdb.TransactionException as error:
+        raise InputError(
+            "the connection is in a transaction that has failed: ROLLBACK it first"
+        ) from error
 
 
 def _unsigned_allowed(con: duckdb.DuckDBPyConnection) -> bool:

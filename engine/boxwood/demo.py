@@ -12,6 +12,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 import boxwood
 from boxwood import report, scenes
 from boxwood.encode.vocabulary import TINY
-from boxwood.errors import Error, InputError
+from boxwood.errors import DatabaseLocked, Error, InputError, MissingDependency
 from boxwood.progress import Bar
 
 LEARNERS = ("branch", "ensemble", "tree", "forest")
@@ -47,6 +48,8 @@ TOP, BORDER = 20, 10
 PAGES = 5
 """Pages that a person turns over in search of a first right picture."""
 COLLECTION = "scenes"
+MARKER = "boxwood-demo.txt"
+"""Written first into a new demo folder: what a demo finds beside it, it may replace."""
 
 
 # --- labels and measures ------------------------------------------------------------------------
@@ -228,7 +231,7 @@ class Demo:
         for query in self.queries:
             scenes.parse(query)  # before any work: every word must have a truth
         begin = time.perf_counter()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._claim()
         pictures, files = self._pictures()
         collection = self._collection(files)
         try:
@@ -246,6 +249,24 @@ class Demo:
         return answers
 
     # -- files and collection
+
+    def _claim(self) -> None:
+        """Mark the folder as a demo's, unless somebody else's files are in the way."""
+        marker = self.folder / MARKER
+        if marker.is_file():
+            return
+        ours = ("images", "demo.duckdb", "demo.duckdb.wal", "demo.duckdb.boxwood", "report.html",
+                "contact-sheet.png", MARKER)  # fmt: skip
+        for name in ours:
+            if os.path.lexists(self.folder / name):
+                raise InputError(
+                    f"{self.folder / name} was not made by a demo, which would replace it: name a "
+                    "new folder, --folder FOLDER"
+                )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        marker.write_text(
+            "`boxwood demo` made this folder, and may replace its pictures, database and report.\n"
+        )
 
     @property
     def _image_folder(self) -> Path:
@@ -275,12 +296,19 @@ class Demo:
 
     def _remove(self) -> None:
         """Take away what an earlier demo left here, and nothing else."""
+        self._remove_database()
         for pattern in ("scene_*.png", "scene_*.jpg", "scenes.json", "scenes.parquet"):
             for file in self._image_folder.glob(pattern):
                 file.unlink()
-        self._remove_database()
 
     def _remove_database(self) -> None:
+        if self._database.exists():
+            try:
+                boxwood.connect(self._database).close()
+            except DatabaseLocked:  # another demo is at work here
+                raise
+            except (Error, duckdb.Error):
+                pass  # damaged
         for name in ("demo.duckdb", "demo.duckdb.wal"):
             (self.folder / name).unlink(missing_ok=True)
         shutil.rmtree(self.folder / "demo.duckdb.boxwood", ignore_errors=True)
@@ -289,6 +317,8 @@ class Demo:
         """The collection with every picture in it; goes on where an earlier run stopped."""
         try:
             return self._filled(files)
+        except (DatabaseLocked, MissingDependency):
+            raise
         except (Error, duckdb.Error) as error:
             if not (self.folder / "demo.duckdb").exists():
                 raise
@@ -452,7 +482,9 @@ class Demo:
             f"for {self.rounds} rounds. Precision, recall and F1 are those of the <em>whole "
             "returned set</em> against the truth; the truth was used for labels of pictures that "
             f"were shown and for measuring, for nothing else. A later round shows {TOP} pictures "
-            f"from the top and {BORDER} from the end of the set that have no label yet.</p>"
+            f"from the top and {BORDER} from the end of the set that have no label yet, and where "
+            "there are fewer, further results of the search by words. Labelled pictures count in "
+            "these figures like all others.</p>"
         ]
         images = []
         for answer in answers:

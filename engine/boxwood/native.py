@@ -134,9 +134,16 @@ if os.environ.get("BOXWOOD_FORCE_ISA"):
 # --- arrays ---------------------------------------------------------------------------------------
 
 
+def _array(values: ArrayLike, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise errors.InputError(f"{what} cannot be made an array: {error}") from error
+
+
 def check_ids(ids: ArrayLike, what: str = "ids") -> Ids:
     """Ids as a contiguous int64 array; raises InputError for what is no list of integers >= 0."""
-    array = np.asarray(ids)
+    array = _array(ids, what)
     if array.ndim != 1:
         raise errors.InputError(f"{what} must be a flat list of integers, not {array.ndim}-d")
     if array.size == 0:
@@ -168,7 +175,7 @@ def check_ids(ids: ArrayLike, what: str = "ids") -> Ids:
 
 def check_codes(codes: ArrayLike) -> Codes:
     """Codes as a contiguous uint8 array of shape (n, 32), or InputError."""
-    array = np.asarray(codes)
+    array = _array(codes, "codes")
     if array.ndim != 2 or array.shape[1] != DIMS:
         raise errors.InputError(f"codes must have the shape (rows, {DIMS}), not {array.shape}")
     if array.dtype != np.uint8:
@@ -645,7 +652,7 @@ def _options(
             "learner": _LEARNERS[learner],
             "estimators": check_count(estimators, "estimators", 1, MAX_ESTIMATORS),
             "random_negatives": check_count(random_negatives, "random_negatives", 0, 100_000),
-            "negative_weight": float(negative_weight),
+            "negative_weight": check_weight(negative_weight),
             "seed": _seed(seed),
         },
     )
@@ -657,6 +664,14 @@ def check_count(value: int, what: str, least: int, most: int) -> int:
     if not whole or not least <= value <= most:
         raise errors.InputError(f"{what} must be from {least:,} to {most:,}, not {value!r}")
     return int(value)
+
+
+def check_weight(value: float) -> float:
+    """A weight of the given negatives, 0.01 to 100, or InputError."""
+    number = isinstance(value, (int, float, np.integer, np.floating))
+    if not number or isinstance(value, bool) or not 0.01 <= value <= 100:
+        raise errors.InputError(f"negative_weight must be from 0.01 to 100, not {value!r}")
+    return float(value)
 
 
 def _seed(seed: int) -> int:

@@ -20,7 +20,14 @@ import pyarrow as pa
 
 from boxwood import catalog, native
 from boxwood.catalog import Codes, Record
-from boxwood.errors import Error, IndexCorrupt, IndexMismatch, IndexMissing, IndexProblem
+from boxwood.errors import (
+    Error,
+    IndexCorrupt,
+    IndexMismatch,
+    IndexMissing,
+    IndexProblem,
+    StorageError,
+)
 from boxwood.native import Ids
 
 SEGMENT_ROWS = 1 << 20
@@ -71,17 +78,91 @@ class Store:
 
     def create(self, of: Record) -> None:
         """An empty index, in a new folder."""
-        self.path.mkdir(parents=True)
-        self._list(of, [])
+        self._make_folder()
+        self.publish(of, [])
 
     def extend(self, of: Record, ids: Ids, codes: Codes) -> None:
-        """Add the rows by which the collection came from the last generation to this one.
+        """Add the rows by which the collection came from the last generation to this one."""
+        assert self.index is not None
+        self.publish(of, self._extended(self.index, of, ids, codes))
+
+    def refresh(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
+        """Bring the index to the codes table: add what it lacks, or build it anew where it holds
+        what the table does not."""
+        self.publish(of, self.prepare(cur, of))
+
+    def prepare(self, cur: duckdb.DuckDBPyConnection, of: Record) -> list[str]:
+        """Write the segments that the index lacks of the codes table, as this cursor's transaction
+        sees it; the names for `publish`, once that has been committed."""
+        index = native.Index(self.path)
+        same = index.info.fingerprints == of.fingerprints or len(index) == 0
+        if index.info.uuid != of.uuid or index.info.generation > of.generation or not same:
+            return self._anew(cur, of)
+        there = np.sort(index.ids())
+        wanted = np.sort(read_ids(cur, of))
+        if len(np.setdiff1d(there, wanted, assume_unique=True)):
+            return self._anew(cur, of)
+        missing = np.setdiff1d(wanted, there, assume_unique=True)
+        self.index = index
+        if len(missing):
+            return self._extended(index, of, *read_codes(cur, of, missing))
+        return [segment.name for segment in index.segments()]
+
+    def publish(self, of: Record, names: list[str]) -> None:
+        """Make these segments the index."""
+        before = set() if self.index is None else {s.name for s in self.index.segments()}
+        native.write_manifest(self.path, of.uuid, of.generation, names, of.fingerprints)
+        self.index, self.behind = native.Index(self.path), False
+        # A reader in another thread may be about to open what the last manifest lists.
+        self._sweep(before | set(names))
+
+    def rebuild(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        of: Record,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """One segment of all rows in the codes table, and nothing else in the folder."""
+        self._make_folder()
+        names = self._anew(cur, of, progress)
+        self.publish(of, names)
+        self._sweep(set(names))
+
+    def remove(self) -> None:
+        self.index, self.dropped = None, True
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _make_folder(self) -> None:
+        if os.path.lexists(self.path) and not self.path.is_dir():
+            raise IndexCorrupt(f"{self.path} is no folder: remove it, then repair again")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise StorageError(
+                f"cannot make the index folder {self.path}: {self.path.parent}, or what it lies "
+                "in, is no folder. Move that away, then try again"
+            ) from error
+        except OSError as error:
+            raise StorageError(
+                f"cannot make the index folder {self.path}: {error.strerror}. The folder beside "
+                "the database must be writable, with room on its disk"
+            ) from error
+
+    def _anew(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        of: Record,
+        progress: Callable[[float], None] | None = None,
+    ) -> list[str]:
+        ids, codes = read_codes(cur, of)
+        return [self._write(of, ids, codes, progress)] if len(ids) else []
+
+    def _extended(self, index: native.Index, of: Record, ids: Ids, codes: Codes) -> list[str]:
+        """Write rows that `index` has not got; the names of its segments with them.
 
         Small segments at the end are merged with the new rows as long as they are not more than
         twice as many (the logarithmic method of Bentley and Saxe), so there are never many.
         """
-        index = self.index
-        assert index is not None
         segments = index.segments()
         first, merged = len(index), len(ids)
         kept = len(segments)
@@ -92,47 +173,7 @@ class Store:
         if first < len(index):
             old_ids, old_codes = index.rows(first)
             ids, codes = np.concatenate([old_ids, ids]), np.concatenate([old_codes, codes])
-        name = self._write(of, ids, codes)
-        self._list(of, [*(segment.name for segment in segments[:kept]), name])
-
-    def refresh(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
-        """Bring the index to the codes table: add what it lacks, or build it anew where it holds
-        what the table does not."""
-        index = native.Index(self.path)
-        same = index.info.fingerprints == of.fingerprints or len(index) == 0
-        if index.info.uuid != of.uuid or index.info.generation > of.generation or not same:
-            self.rebuild(cur, of)
-            return
-        there = np.sort(index.ids())
-        wanted = np.sort(read_ids(cur, of))
-        if len(np.setdiff1d(there, wanted, assume_unique=True)):
-            self.rebuild(cur, of)
-            return
-        missing = np.setdiff1d(wanted, there, assume_unique=True)
-        self.index = index
-        if len(missing):
-            self.extend(of, *read_codes(cur, of, missing))
-        else:
-            self._list(of, [segment.name for segment in index.segments()])
-
-    def rebuild(
-        self,
-        cur: duckdb.DuckDBPyConnection,
-        of: Record,
-        progress: Callable[[float], None] | None = None,
-    ) -> None:
-        """One segment of all rows in the codes table, and nothing else in the folder."""
-        ids, codes = read_codes(cur, of)
-        if self.path.exists() and not self.path.is_dir():
-            raise IndexCorrupt(f"{self.path} is no folder: remove it, then repair again")
-        self.path.mkdir(parents=True, exist_ok=True)
-        names = [self._write(of, ids, codes, progress)] if len(ids) else []
-        self._list(of, names)
-        self._sweep(set(names))
-
-    def remove(self) -> None:
-        self.index, self.dropped = None, True
-        shutil.rmtree(self.path, ignore_errors=True)
+        return [*(segment.name for segment in segments[:kept]), self._write(of, ids, codes)]
 
     def _write(
         self, of: Record, ids: Ids, codes: Codes, progress: Callable[[float], None] | None = None
@@ -145,33 +186,20 @@ class Store:
         )
         return name
 
-    def _list(self, of: Record, names: list[str]) -> None:
-        before = set() if self.index is None else {s.name for s in self.index.segments()}
-        native.write_manifest(self.path, of.uuid, of.generation, names, of.fingerprints)
-        self.index, self.behind = native.Index(self.path), False
-        # A reader in another thread may be about to open what the last manifest lists.
-        self._sweep(before | set(names))
-
     def _sweep(self, keep: set[str]) -> None:
         """Remove segments that are not listed, and files that a crash left half written."""
-        for entry in os.scandir(self.path):
-            unlisted = entry.name.endswith(".segment") and entry.name not in keep
-            if unlisted or (entry.name.startswith(".") and ".tmp-" in entry.name):
-                Path(entry).unlink(missing_ok=True)
+        try:
+            for entry in os.scandir(self.path):
+                unlisted = entry.name.endswith(".segment") and entry.name not in keep
+                if unlisted or (entry.name.startswith(".") and ".tmp-" in entry.name):
+                    Path(entry).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"cannot remove what is no longer needed in {self.path}: {error.strerror}. Its "
+                "files must be removable by this user"
+            ) from error
 
     # --- checking ---------------------------------------------------------------------------------
-
-    def state(self, of: Record) -> str:
-        """Of the files on disk, now: current, stale, missing, corrupt or foreign."""
-        try:
-            index = native.Index(self.path)
-        except IndexMissing:
-            return "missing"
-        except Error:
-            return "corrupt"
-        if index.info.uuid != of.uuid:
-            return "foreign"
-        return "current" if index.info.generation == of.generation else "stale"
 
     def verify(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
         """Deep check of the files on disk, and of every row against the codes table."""
@@ -192,6 +220,23 @@ class Store:
                     raise IndexMismatch(
                         f"the index in {self.path} and the codes table disagree on id {row}"
                     )
+
+
+def inspect(path: Path, of: Record, rows: int) -> tuple[str, native.IndexInfo | None]:
+    """What the index on disk is to a collection of so many rows: 'current', 'stale', 'missing',
+    'corrupt' or 'foreign'; and what it says of itself, where it can be opened."""
+    try:
+        with native.Index(path) as index:
+            info = index.info
+    except IndexMissing:
+        return "missing", None
+    except Error:
+        return "corrupt", None
+    if info.uuid != of.uuid:
+        return "foreign", info
+    if info.generation != of.generation or info.rows != rows:
+        return "stale", info
+    return ("current" if info.fingerprints == of.fingerprints else "foreign"), info
 
 
 _stores: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()

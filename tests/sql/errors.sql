@@ -73,3 +73,4 @@ FROM search_like('photos', 3);
 FROM refine('photos');
 FROM refine('nobody', positives := [0]);
 FROM count_model('photos', NULL);
+FROM boxwood_refine(getvariable('empty'), positives := [0]);

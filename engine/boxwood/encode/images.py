@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -79,7 +81,7 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
 
     path = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
     try:
-        with _open(Image, source) as image:
+        with _file(source) as file, _open(Image, file) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise ImageError(
@@ -116,7 +118,20 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
         raise ImageError(path, f"broken image: {reason}") from error
 
 
-def _open(pillow: Any, source: str | Path | IO[bytes]) -> Image.Image:
+@contextmanager
+def _file(source: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
+    if not isinstance(source, (str, Path)):
+        yield source
+        return
+    # Opening a named pipe would wait for somebody to write to it.
+    mode = os.stat(source).st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise ImageError(source, "not a regular file")
+    with open(source, "rb") as file:
+        yield file
+
+
+def _open(pillow: Any, source: IO[bytes]) -> Image.Image:
     # Pillow's own limit is a third of ours and belongs to the whole process.
     with _limit:
         before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,19 +82,6 @@ class Quantizer:
         """16 hexadecimal digits that differ between quantizers."""
         packed = struct.pack("<dd", self.offset + 0.0, self.scale)  # + 0.0: no negative zero
         return hashlib.sha256(packed).hexdigest()[:16]
-
-    def to_dict(self) -> dict[str, float]:
-        return {"offset": self.offset, "scale": self.scale}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Quantizer:
-        """The inverse of `to_dict`; raises InputError where a field is missing or is no number."""
-        try:
-            return cls(fields["offset"], fields["scale"])
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"a quantizer has the fields 'offset' and 'scale': {fields!r}"
-            ) from error
 
 
 def _floats(values: ArrayLike) -> NDArray[Any]:

@@ -23,9 +23,6 @@ void *bw_alloc_aligned(size_t bytes); /* 64-byte aligned; released by bw_free li
 static inline bool bw_mul_overflows(uint64_t a, uint64_t b, uint64_t *product) {
     return __builtin_mul_overflow(a, b, product);
 }
-static inline bool bw_add_overflows(uint64_t a, uint64_t b, uint64_t *sum) {
-    return __builtin_add_overflow(a, b, sum);
-}
 
 /* A text under construction. After a failed append `failed` stays set and further appends do nothing. */
 typedef struct bw_text {

@@ -684,7 +684,8 @@ static uint32_t first_not_below(const bw_segment *segment, uint32_t first, uint3
     return first;
 }
 
-bool bw_index_find(const bw_index *index, int64_t id, uint32_t *segment, uint32_t *row) {
+/* The row with this id, or false. */
+static bool find(const bw_index *index, int64_t id, uint32_t *segment, uint32_t *row) {
     for (uint32_t i = 0; i < index->info.segments; i++) {
         const bw_segment *in = index->segments[i];
         if (id < in->info.min_id || id > in->info.max_id) {
@@ -721,11 +722,12 @@ int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint
         return bw_fail_nomem(error, n * sizeof *places);
     }
     for (size_t i = 0; i < n; i++) {
-        if (!bw_index_find(index, ids[i], &places[i].segment, &places[i].row)) {
+        if (!find(index, ids[i], &places[i].segment, &places[i].row)) {
             places[i].segment = UINT32_MAX;
             if (found == NULL) {
                 bw_free(places);
-                return bw_fail(error, BW_MISSING, "id %lld is not in the index", (long long)ids[i]);
+                return bw_fail(error, BW_MISSING, "id %lld is not in the index%s", (long long)ids[i],
+                               index->info.rows == 0 ? ", which is empty" : "");
             }
         }
     }
@@ -979,7 +981,7 @@ static size_t rank_excluded(const bw_index *index, const int64_t *exclude, size_
     size_t present = 0;
     for (size_t i = 0; i < excluded; i++) {
         uint32_t segment, row;
-        if ((i > 0 && exclude[i] == exclude[i - 1]) || !bw_index_find(index, exclude[i], &segment, &row)) {
+        if ((i > 0 && exclude[i] == exclude[i - 1]) || !find(index, exclude[i], &segment, &row)) {
             continue;
         }
         uint64_t rank = 0;

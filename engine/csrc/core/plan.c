@@ -35,7 +35,7 @@ static int32_t explain_box(const bw_index *index, const bw_model *model, const b
         uint32_t inside = bw_sample_count(sample, bw_kernels_get(), ranges, 1);
         report->estimated_rows = (double)inside * (double)index->info.rows / sample->rows;
     }
-    strcpy(report->path, "zones");
+    strcpy(report->path, stats.blocks > 0 && stats.blocks_scanned == stats.blocks ? "scan" : "zones");
     report->rows = stats.rows;
     report->blocks = stats.blocks;
     report->blocks_pruned = stats.blocks_pruned;

@@ -25,8 +25,7 @@ bool fail_memory(bw_error *error) {
     return false;
 }
 
-/* DuckDB's clients decode messages strictly: a character that was cut in two at the end is dropped. */
-static void drop_partial_character(char *text) {
+void drop_partial_character(char *text) {
     size_t length = strlen(text), tail = 0;
     while (tail < 4 && tail < length && ((unsigned char)text[length - 1 - tail] & 0xC0) == 0x80) {
         tail++;
@@ -73,6 +72,13 @@ bool set_text(cell *cell, const char *text, bw_error *error) {
     }
     memcpy(cell->text, text, bytes);
     return true;
+}
+
+const char *uuid_text(const uint8_t uuid[16], char text[UUID_BYTES]) {
+    const uint8_t *u = uuid;
+    snprintf(text, UUID_BYTES, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0],
+             u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
+    return text;
 }
 
 static void relation_free(void *memory) {

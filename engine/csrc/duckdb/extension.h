@@ -11,6 +11,9 @@
 bool fail(bw_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool fail_memory(bw_error *error);
 
+/* DuckDB's clients decode text strictly: a character that was cut in two at the end is dropped. */
+void drop_partial_character(char *text);
+
 #define MESSAGE_BYTES 640
 /* "function: message" as valid UTF-8, whatever was cut off. Gives `text`. */
 const char *error_text(const char *function, const bw_error *error, char text[MESSAGE_BYTES]);
@@ -65,6 +68,10 @@ typedef struct relation {
 bool relation_reserve(relation *relation, uint64_t rows, bw_error *error);
 cell *relation_row(relation *relation);
 bool set_text(cell *cell, const char *text, bw_error *error);
+
+#define UUID_BYTES 37
+/* 8-4-4-4-12 lower-case hexadecimal digits. Gives `text`. */
+const char *uuid_text(const uint8_t uuid[16], char text[UUID_BYTES]);
 
 /* Besides the named parameters each takes one VARCHAR without a name: the index, for boxwood_boxes the model.
  */

@@ -1,4 +1,5 @@
-/* scalar_functions.c - boxwood_votes, boxwood_distance, boxwood_sql and boxwood_knn_list, a chunk at a time.
+/* scalar_functions.c - boxwood_votes, boxwood_distance, boxwood_sql, boxwood_knn_list and boxwood_check, a
+ * chunk at a time.
  *
  * DuckDB hands over flat vectors. NULL in any argument gives NULL. */
 #include "extension.h"
@@ -7,6 +8,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 
 /* ---- arguments ----------------------------------------------------------------------------------------- */
 
@@ -74,6 +76,23 @@ static void set_null(duckdb_vector output, idx_t row) {
 static void give_error(duckdb_function_info info, const char *function, const bw_error *error) {
     char message[MESSAGE_BYTES];
     duckdb_scalar_function_set_error(info, error_text(function, error, message));
+}
+
+/* The index in the folder of this name: bw_index_close. */
+static bool open_at(text path, bw_index **index, bw_error *error) {
+    *index = NULL;
+    if (memchr(path.data, 0, path.bytes)) {
+        return fail(error, "index is not the path of an index folder");
+    }
+    char *folder = malloc(path.bytes + 1);
+    if (!folder) {
+        return fail_memory(error);
+    }
+    memcpy(folder, path.data, path.bytes);
+    folder[path.bytes] = 0;
+    bool ok = bw_index_open(folder, index, error) == BW_OK;
+    free(folder);
+    return ok;
 }
 
 /* ---- models -------------------------------------------------------------------------------------------- */
@@ -306,20 +325,6 @@ static bool answer(batch *b, duckdb_vector output, uint64_t *total, bw_error *er
     return true;
 }
 
-static bool open_at(batch *b, text path, bw_error *error) {
-    char *name = memchr(path.data, 0, path.bytes) ? NULL : malloc(path.bytes + 1);
-    if (!name) {
-        return fail(error, "index is not the path of an index folder");
-    }
-    memcpy(name, path.data, path.bytes);
-    name[path.bytes] = 0;
-    bw_index_close(b->index);
-    b->index = NULL;
-    bool ok = bw_index_open(name, &b->index, error) == BW_OK;
-    free(name);
-    return ok;
-}
-
 static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
     argument index = argument_of(input, 0, false), code = argument_of(input, 1, true),
              k = argument_of(input, 2, false);
@@ -348,7 +353,8 @@ static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_
                    !same_text(path, current)) {
             ok = answer(b, output, &total, &error);
             if (ok && (!b->index || !same_text(path, current))) {
-                ok = open_at(b, path, &error);
+                bw_index_close(b->index);
+                ok = open_at(path, &b->index, &error);
                 current = path;
             }
             b->k = (uint32_t)wanted;
@@ -368,6 +374,75 @@ static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_
     free(b);
     if (!ok) {
         give_error(info, "boxwood_knn_list", &error);
+    }
+}
+
+/* ---- boxwood_check(index, uuid, generation) ------------------------------------------------------------ */
+
+/* The caller says how to mend it, in words of its own. */
+static void drop_advice(char *message) {
+    static const char *const advice[] = {". Create the collection first, or run: boxwood repair",
+                                         ". Run: boxwood repair"};
+    size_t bytes = strlen(message);
+    for (size_t i = 0; i < sizeof advice / sizeof *advice; i++) {
+        size_t tail = strlen(advice[i]);
+        if (bytes >= tail && strcmp(message + bytes - tail, advice[i]) == 0) {
+            message[bytes - tail] = 0;
+            return;
+        }
+    }
+}
+
+static bool is_uuid(text given, const uint8_t uuid[16]) {
+    char own[UUID_BYTES];
+    uuid_text(uuid, own);
+    return given.bytes == UUID_BYTES - 1 && strncasecmp(given.data, own, UUID_BYTES - 1) == 0;
+}
+
+/* Whether this is the index of the collection, as its rows are now; if not, the error says why. */
+static bool is_current(text path, text uuid, int64_t generation, bw_error *error) {
+    bw_index *index;
+    bw_index_info about;
+    if (!open_at(path, &index, error)) {
+        return false;
+    }
+    int32_t status = bw_index_describe(index, &about);
+    bw_index_close(index);
+    if (status != BW_OK) {
+        return fail(error, "the index cannot be described");
+    }
+    int shown = (int)(path.bytes < 400 ? path.bytes : 400);
+    while (shown > 0 && (size_t)shown < path.bytes && ((unsigned char)path.data[shown] & 0xC0) == 0x80) {
+        shown--; /* not inside a character */
+    }
+    if (!is_uuid(uuid, about.uuid)) {
+        return fail(error, "the index in '%.*s' belongs to another collection", shown, path.data);
+    }
+    if (generation < 0 || about.generation != (uint64_t)generation) {
+        bool behind = generation >= 0 && about.generation < (uint64_t)generation;
+        return fail(error, "the index in '%.*s' is %s the rows (generation %llu of %lld)", shown, path.data,
+                    behind ? "behind" : "ahead of", (unsigned long long)about.generation,
+                    (long long)generation);
+    }
+    return true;
+}
+
+static void check(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
+    (void)info; /* a problem is the answer, not an error */
+    argument index = argument_of(input, 0, false), uuid = argument_of(input, 1, false),
+             generation = argument_of(input, 2, false);
+    idx_t rows = duckdb_data_chunk_get_size(input);
+    for (idx_t r = 0; r < rows; r++) {
+        bw_error error = {0};
+        if (!valid(index.valid, r) || !valid(uuid.valid, r) || !valid(generation.valid, r) ||
+            is_current(text_at(&index, r), text_at(&uuid, r), ((const int64_t *)generation.data)[r],
+                       &error)) {
+            set_null(output, r);
+            continue;
+        }
+        drop_advice(error.message);
+        drop_partial_character(error.message);
+        duckdb_vector_assign_string_element(output, r, error.message);
     }
 }
 
@@ -430,6 +505,8 @@ duckdb_state register_scalar_functions(duckdb_connection connection) {
               add(connection, "boxwood_sql", (const int[]){TEXT}, 1,
                   duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), sql, false) == DuckDBSuccess &&
               add(connection, "boxwood_knn_list", (const int[]){TEXT, CODE, NUMBER}, 3, neighbours_type(),
-                  knn_list, true) == DuckDBSuccess;
+                  knn_list, true) == DuckDBSuccess &&
+              add(connection, "boxwood_check", (const int[]){TEXT, TEXT, NUMBER}, 3,
+                  duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), check, true) == DuckDBSuccess;
     return ok ? DuckDBSuccess : DuckDBError;
 }

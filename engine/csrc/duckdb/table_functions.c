@@ -27,17 +27,10 @@ static bool set_fingerprint(cell *cell, const char fingerprint[BW_FINGERPRINT_BY
     return !*text || set_text(cell, text, error);
 }
 
-static bool set_uuid(cell *cell, const uint8_t uuid[16], bw_error *error) {
-    char text[37];
-    const uint8_t *u = uuid;
-    snprintf(text, sizeof text, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", u[0],
-             u[1], u[2], u[3], u[4], u[5], u[6], u[7], u[8], u[9], u[10], u[11], u[12], u[13], u[14], u[15]);
-    return set_text(cell, text, error);
-}
-
 static bool info_run(const call *call, const bw_index *index, relation *out, bw_error *error) {
     (void)call;
     bw_index_info about;
+    char uuid[UUID_BYTES];
     if (!ok(bw_index_describe(index, &about))) {
         return fail(error, "the index cannot be described");
     }
@@ -61,7 +54,7 @@ static bool info_run(const call *call, const bw_index *index, relation *out, bw_
             !set_fingerprint(&row[8], about.fingerprints.encoder, error) ||
             !set_fingerprint(&row[9], about.fingerprints.head, error) ||
             !set_fingerprint(&row[10], about.fingerprints.quantizer, error) ||
-            !set_uuid(&row[11], about.uuid, error)) {
+            !set_text(&row[11], uuid_text(about.uuid, uuid), error)) {
             return false;
         }
     }

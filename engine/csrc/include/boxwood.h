@@ -274,7 +274,7 @@ typedef struct bw_box_report {
     uint32_t ranges;
     double estimated_rows; /* from a sample of the index */
     uint64_t rows;         /* the truth */
-    char path[16];         /* "zones": zone test, then byte kernels on blocks that are left */
+    char path[16]; /* "zones": the zone test left some blocks to the byte kernels, or none; "scan": all */
     uint64_t blocks;
     uint64_t blocks_pruned;
     uint64_t blocks_contained;

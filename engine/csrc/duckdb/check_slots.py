@@ -126,7 +126,7 @@ def compare(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 1:
+    if len(arguments) != 1 or arguments[0].startswith("-"):
         raise SystemExit(__doc__)
     compared, differences = compare(Path(arguments[0]))
     print("compared " + ", ".join(compared))

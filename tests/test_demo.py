@@ -8,7 +8,6 @@ import itertools
 import re
 import subprocess
 import sys
-import time
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,18 +54,16 @@ class Tables(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, float]:
-    """The demo as a person runs it: its folder, its output, its seconds."""
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The demo as a person runs it: its folder and its output."""
     folder = tmp_path_factory.mktemp("demo") / "out"
-    start = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "boxwood", "demo", "--folder", str(folder),
          "--images", str(IMAGES), "--rounds", str(ROUNDS)],
         capture_output=True, text=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - start
     assert done.returncode == 0, done.stderr
-    return folder, done.stdout, seconds
+    return folder, done.stdout
 
 
 def rounds(output: str) -> list[list[list[str]]]:
@@ -85,11 +82,7 @@ def rounds(output: str) -> list[list[list[str]]]:
     return tables
 
 
-def test_it_takes_its_time_and_no_more(ran: tuple[Path, str, float]) -> None:
-    assert ran[2] < 120  # about 20 s on two idle cores
-
-
-def test_every_learner_has_every_round(ran: tuple[Path, str, float]) -> None:
+def test_every_learner_has_every_round(ran: tuple[Path, str]) -> None:
     tables = rounds(ran[1])
     assert len(tables) == len(demo.QUERIES)
     for table in tables:
@@ -97,7 +90,7 @@ def test_every_learner_has_every_round(ran: tuple[Path, str, float]) -> None:
         assert [row[:2] for row in table] == wanted
 
 
-def test_figures_agree(ran: tuple[Path, str, float]) -> None:
+def test_figures_agree(ran: tuple[Path, str]) -> None:
     truths = [int(n) for n in re.findall(r'^".*": (\d+) of 600', ran[1], re.MULTILINE)]
     assert len(truths) == len(demo.QUERIES)
     for truth, table in zip(truths, rounds(ran[1]), strict=True):
@@ -115,7 +108,7 @@ def test_figures_agree(ran: tuple[Path, str, float]) -> None:
                 assert int(later[3]) >= int(earlier[3])
 
 
-def test_answers_are_worth_showing(ran: tuple[Path, str, float]) -> None:
+def test_answers_are_worth_showing(ran: tuple[Path, str]) -> None:
     last = [
         float(row[7])
         for table in rounds(ran[1])
@@ -126,7 +119,7 @@ def test_answers_are_worth_showing(ran: tuple[Path, str, float]) -> None:
     assert sum(last) / len(last) > 0.92
 
 
-def test_the_report_says_the_same_and_needs_nothing_else(ran: tuple[Path, str, float]) -> None:
+def test_the_report_says_the_same_and_needs_nothing_else(ran: tuple[Path, str]) -> None:
     page = (ran[0] / "report.html").read_text(encoding="utf-8")
     parser = Tables()
     parser.feed(page)
@@ -142,8 +135,8 @@ def test_the_report_says_the_same_and_needs_nothing_else(ran: tuple[Path, str, f
         assert sheet.height > 300
 
 
-def test_the_sql_shown_gives_what_was_printed(ran: tuple[Path, str, float]) -> None:
-    folder, output, _ = ran
+def test_the_sql_shown_gives_what_was_printed(ran: tuple[Path, str]) -> None:
+    folder, output = ran
     statement = re.search(r"^    (SELECT t\.background.*?;)$", output, re.MULTILINE | re.DOTALL)
     assert statement is not None
     con = boxwood.connect(folder / "demo.duckdb", read_only=True)
@@ -158,7 +151,7 @@ def test_the_sql_shown_gives_what_was_printed(ran: tuple[Path, str, float]) -> N
 
 
 def test_a_second_run_adds_nothing_and_finds_the_same(
-    ran: tuple[Path, str, float], capsys: pytest.CaptureFixture[str]
+    ran: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     demo.run(ran[0], images=IMAGES, rounds=1, queries=demo.QUERIES[:1])
     again = capsys.readouterr().out
@@ -168,7 +161,7 @@ def test_a_second_run_adds_nothing_and_finds_the_same(
 
 
 def test_another_size_starts_anew_and_touches_nothing_else(
-    ran: tuple[Path, str, float], capsys: pytest.CaptureFixture[str]
+    ran: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (ran[0] / "images" / "mine.png").write_bytes(b"mine")
     (ran[0] / "notes.txt").write_text("mine")

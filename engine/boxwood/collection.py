@@ -1002,18 +1002,16 @@ class Collection:
         The same labels, options, seed and rows give the same model.
         """
         index = self._index()
+        right, wrong = self._labels(index, positives, negatives)
         model, _ = self._train(
-            index, positives, negatives, learner, estimators, random_negatives, negative_weight,
-            seed,
-        )  # fmt: skip
+            index, right, wrong, learner, estimators, random_negatives, negative_weight, seed
+        )
         return model
 
-    def _train(
-        self, index: native.Index, positives: ArrayLike, negatives: ArrayLike, learner: str,
-        estimators: int, random_negatives: int, negative_weight: float, seed: int,
-    ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
-        if learner not in LEARNERS:
-            raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {learner!r}")
+    def _labels(
+        self, index: native.Index, positives: ArrayLike, negatives: ArrayLike
+    ) -> tuple[Ids, Ids]:
+        """Labels as sets, ascending, once they are found to make sense."""
         right = np.unique(native.check_ids(_listed(positives), "positives"))
         wrong = np.unique(native.check_ids(_listed(negatives), "negatives"))
         if not len(index):
@@ -1029,6 +1027,14 @@ class Collection:
                 raise InputError(
                     f"{what} that are not in the collection {self.name!r}: {_some(labels[~found])}"
                 )
+        return right, wrong
+
+    def _train(
+        self, index: native.Index, right: Ids, wrong: Ids, learner: str, estimators: int,
+        random_negatives: int, negative_weight: float, seed: int,
+    ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+        if learner not in LEARNERS:
+            raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {learner!r}")
         if learner in ("branch", "ensemble"):
             trained, stats = index.train(
                 right, wrong, learner=learner, estimators=estimators,
@@ -1097,18 +1103,15 @@ class Collection:
     ) -> Refined:
         """Train on labels as `train` does, and find every image that the model matches."""
         index = self._index()
-        positives, negatives = _listed(positives), _listed(negatives)
+        right, wrong = self._labels(index, positives, negatives)
         model, stats = self._train(
-            index, positives, negatives, learner, estimators, random_negatives, negative_weight,
-            seed,
-        )  # fmt: skip
+            index, right, wrong, learner, estimators, random_negatives, negative_weight, seed
+        )
         if learner in ("branch", "ensemble"):
-            right, wrong = (
-                np.unique(native.check_ids(ids)).tolist() for ids in (positives, negatives)
-            )
             source = (
-                f"boxwood_refine({literal(self.index_path)}, positives := {right}, "
-                f"negatives := {wrong}, learner := '{learner}', estimators := {estimators}, "
+                f"boxwood_refine({literal(self.index_path)}, positives := {right.tolist()}, "
+                f"negatives := {wrong.tolist()}, learner := '{learner}', "
+                f"estimators := {estimators}, "
                 f"random_negatives := {random_negatives}, "
                 f"negative_weight := {float(negative_weight)!r}, seed := {seed})"
             )

@@ -177,8 +177,15 @@ uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes) {
 }
 
 const bw_kernels *bw_kernels_avx2(void) {
-    static const bw_kernels table = {"avx2",         box, zones, distances, zone_distances, bw_scores_generic,
-                                     bw_crc32c_sse42};
+    static const bw_kernels table = {
+        .name = "avx2",
+        .box = box,
+        .zones = zones,
+        .distances = distances,
+        .zone_distances = zone_distances,
+        .scores = bw_scores_generic,
+        .crc32c = bw_crc32c_sse42,
+    };
     return &table;
 }
 #else

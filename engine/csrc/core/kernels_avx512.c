@@ -105,8 +105,15 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
 }
 
 const bw_kernels *bw_kernels_avx512(void) {
-    static const bw_kernels table = {"avx512",       box, zones, distances, zone_distances, bw_scores_generic,
-                                     bw_crc32c_sse42};
+    static const bw_kernels table = {
+        .name = "avx512",
+        .box = box,
+        .zones = zones,
+        .distances = distances,
+        .zone_distances = zone_distances,
+        .scores = bw_scores_generic,
+        .crc32c = bw_crc32c_sse42,
+    };
     return &table;
 }
 #else

@@ -86,7 +86,14 @@ void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table
 }
 
 const bw_kernels *bw_kernels_generic(void) {
-    static const bw_kernels table = {"generic",         box,      zones, distances, zone_distances,
-                                     bw_scores_generic, bw_crc32c};
+    static const bw_kernels table = {
+        .name = "generic",
+        .box = box,
+        .zones = zones,
+        .distances = distances,
+        .zone_distances = zone_distances,
+        .scores = bw_scores_generic,
+        .crc32c = bw_crc32c,
+    };
     return &table;
 }

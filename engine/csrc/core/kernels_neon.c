@@ -125,8 +125,15 @@ static uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
 #endif
 
 const bw_kernels *bw_kernels_neon(void) {
-    static const bw_kernels table = {"neon", box, zones, distances, zone_distances, bw_scores_generic,
-                                     crc32c};
+    static const bw_kernels table = {
+        .name = "neon",
+        .box = box,
+        .zones = zones,
+        .distances = distances,
+        .zone_distances = zone_distances,
+        .scores = bw_scores_generic,
+        .crc32c = crc32c,
+    };
     return &table;
 }
 #else

@@ -4,6 +4,7 @@
 #define BW_SEGMENT_H
 
 #include "base.h"
+#include "segment_format.h"
 
 typedef struct bw_segment {
     bw_map map;
@@ -18,6 +19,17 @@ typedef struct bw_segment {
     const uint8_t *codes;    /* tiles */
     const uint8_t *zone_min; /* [32][zone_stride] */
     const uint8_t *zone_max;
+    const uint64_t *planes; /* [blocks][32][3][4]: bits of bins, the highest first; row r of a block is bit
+                               r % 64 of word r / 64 */
+    const uint8_t (*bins)[BW_BINS];    /* [32]: the smallest value of each bin; bins[d][0] is 0 */
+    uint32_t tiles;                    /* ceil(rows / 4096) */
+    uint32_t tile_stride;              /* tiles rounded up to 64 */
+    const uint8_t *tile_centroids;     /* [32][tile_stride] */
+    const uint8_t *granule_centroids;  /* [tiles][32][64] */
+    const uint32_t (*histograms)[256]; /* [32]: rows by value */
+    uint32_t sample_rows;
+    const uint8_t *sample; /* rows evenly spaced, as blocks of 256 * 32 bytes, stride 256 */
+    const bw_recall *recall;
     uint32_t header_checksum;
     uint32_t holds; /* open indexes that use it; index.c's */
 } bw_segment;

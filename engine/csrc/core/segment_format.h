@@ -16,7 +16,35 @@
 #define BW_SECTIONS_MAX 32
 #define BW_SEGMENT_ROWS_MAX ((uint64_t)INT32_MAX)
 
-enum { BW_SECTION_IDS = 1, BW_SECTION_ID_ROWS, BW_SECTION_CODES, BW_SECTION_ZONES, BW_SECTION_KINDS };
+#define BW_PLANES 3                        /* bits of a value's bin */
+#define BW_BINS (1 << BW_PLANES)           /* bins a dimension */
+#define BW_PLANE_BYTES (BW_BLOCK_ROWS / 8) /* one plane of one dimension of one block */
+#define BW_BLOCK_PLANES_BYTES (BW_DIMS * BW_PLANES * BW_PLANE_BYTES)
+#define BW_GRANULE_ROWS 64 /* rows a granule: the unit that k-NN visits */
+#define BW_TILE_GRANULES (BW_TILE_ROWS / BW_GRANULE_ROWS)
+#define BW_SAMPLE_ROWS 4096 /* most rows of a segment's sample */
+
+enum {
+    BW_SECTION_IDS = 1,
+    BW_SECTION_ID_ROWS,
+    BW_SECTION_CODES,
+    BW_SECTION_ZONES,
+    BW_SECTION_PLANES,
+    BW_SECTION_BINS,
+    BW_SECTION_CENTROIDS,
+    BW_SECTION_HISTOGRAMS,
+    BW_SECTION_SAMPLE,
+    BW_SECTION_RECALL,
+    BW_SECTION_KINDS
+};
+
+/* What approximate k-NN must spend for a recall, measured on the segment itself when it was built: FORMAT.md,
+ * "Recall". */
+#define BW_RECALL_KS 6
+#define BW_RECALL_LEVELS 8
+typedef struct bw_recall {
+    uint32_t effort[BW_RECALL_KS][BW_RECALL_LEVELS];
+} bw_recall;
 
 typedef struct bw_section {
     uint32_t kind;
@@ -95,8 +123,24 @@ static inline uint64_t bw_section_bytes(uint32_t kind, uint64_t rows) {
         return rows * sizeof(uint32_t);
     case BW_SECTION_CODES:
         return blocks * BW_BLOCK_ROWS * BW_DIMS;
-    default:
+    case BW_SECTION_ZONES:
         return bw_round_up(blocks, 64) * 2 * BW_DIMS;
+    case BW_SECTION_PLANES:
+        return blocks * BW_BLOCK_PLANES_BYTES;
+    case BW_SECTION_BINS:
+        return (uint64_t)BW_DIMS * BW_BINS;
+    case BW_SECTION_CENTROIDS: {
+        uint64_t tiles = bw_round_up(rows, BW_TILE_ROWS) / BW_TILE_ROWS;
+        return BW_DIMS * (bw_round_up(tiles, 64) + tiles * BW_TILE_GRANULES);
+    }
+    case BW_SECTION_HISTOGRAMS:
+        return (uint64_t)BW_DIMS * 256 * sizeof(uint32_t);
+    case BW_SECTION_SAMPLE: {
+        uint64_t sample = rows < BW_SAMPLE_ROWS ? rows : BW_SAMPLE_ROWS;
+        return bw_round_up(sample, BW_BLOCK_ROWS) * BW_DIMS;
+    }
+    default:
+        return sizeof(bw_recall);
     }
 }
 

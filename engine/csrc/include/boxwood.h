@@ -35,7 +35,7 @@
 #define BW_BLOCK_ROWS 256    /* rows a block: the unit of zones and pruning */
 #define BW_TILE_ROWS 4096    /* rows a tile: one 4 KiB page a dimension */
 #define BW_MORSEL_ROWS 32768 /* rows a morsel: the unit of work handed to a thread */
-#define BW_FORMAT 1          /* version of the segment format, docs/FORMAT.md */
+#define BW_FORMAT 2          /* version of the segment format, docs/FORMAT.md */
 #define BW_MAX_K 10000       /* neighbours a query */
 #define BW_MAX_ESTIMATORS 1024
 #define BW_MAX_BOXES 65536 /* boxes a model, all estimators together */
@@ -220,6 +220,7 @@ typedef struct bw_stats {
     uint64_t blocks;           /* blocks in the index */
     uint64_t blocks_pruned;    /* ruled out by their zones */
     uint64_t blocks_contained; /* known to match whole by their zones */
+    uint64_t blocks_planes;    /* tested on their bit planes */
     uint64_t blocks_scanned;   /* only their codes could tell */
     uint64_t bytes;            /* bytes of codes and zones read */
     uint64_t nanoseconds;      /* wall time from open to the last morsel */
@@ -262,10 +263,23 @@ int32_t bw_search_run(const bw_index *index, const bw_model *model, uint32_t fla
                       const volatile int32_t *cancel, bw_rows **rows, bw_stats *stats, bw_error *error);
 void bw_rows_free(bw_rows *rows);
 
-/* The k nearest rows of each of n queries (n * 32 codes) by squared Euclidean distance on codes, exact, ties
- * by id, nearest first. Query i's answers start at i * k in ids and distances; counts[i] = min(k, rows in the
- * index). k in 1 .. BW_MAX_K. stats may be NULL. */
-int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, uint32_t k, uint32_t threads,
+typedef struct bw_knn_options {
+    uint32_t k;             /* 1 .. BW_MAX_K */
+    uint32_t threads;       /* 0: one a core; queries are shared out among them */
+    double recall;          /* 1: exact, proven by bounds. Less, but above 0: at least this share of the true
+                               neighbours on average, by what the segments measured when they were built */
+    const bw_model *within; /* only rows that this model matches; NULL: all */
+    const int64_t
+        *ids; /* only these ids (any order; those that the index lacks are passed over); NULL: all */
+    size_t n_ids;
+    const volatile int32_t *cancel; /* looked at between queries; non-zero stops the work; may be NULL */
+} bw_knn_options;
+
+/* The k nearest rows of each of n queries (n * 32 codes) by squared Euclidean distance on codes, ties by id,
+ * nearest first. Query i's answers start at i * k in ids and distances; counts[i] = min(k, rows that may be
+ * answers). With `within` or `ids` the answer is exact whatever the recall, and never shorter than that.
+ * stats may be NULL. */
+int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, const bw_knn_options *options,
                int64_t *ids, uint32_t *distances, uint32_t *counts, bw_stats *stats, bw_error *error);
 
 typedef struct bw_box_report {

@@ -1,5 +1,7 @@
 # make demo    environment, build, and the main job from images to a refined answer, offline
 # make test    every test: linters, types, C tests under sanitizers, Python and SQL tests on DuckDB 2.0 and 1.5
+# make bench   measurements against the peers, 1M and 10M rows: build/bench/report.md (some 25 minutes on two cores)
+# make bench-paper-scale   260M rows; needs 16 GB of disk and up to an hour
 # make format  puts C and Python sources in the project's form
 # make clean   removes what the others made
 #
@@ -13,12 +15,14 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c co
 
 SOURCES  := $(shell find engine sql pyproject.toml constraints.txt README.md LICENSE -type f \
               -not -path '*/__pycache__/*' -not -name '*.pyc' 2>/dev/null)
-C_FILES  := $(shell find engine/csrc -name '*.c' -o -name '*.h' 2>/dev/null)
+C_FILES  := $(shell find engine/csrc benchmarks -name '*.c' -o -name '*.h' 2>/dev/null)
 DUCKDB_OLD := 1.5.6
 # pytest options, e.g. make test PYTEST="-k knn -x"
 PYTEST ?=
+# options of benchmarks/bench.py, e.g. make bench BENCH="--quick"
+BENCH ?=
 
-.PHONY: demo test lint test-c test-python test-duckdb-old test-isa format clean
+.PHONY: demo test lint test-c test-python test-duckdb-old test-isa bench bench-paper-scale format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -69,6 +73,17 @@ test-isa: $(VENV)/installed $(VENV)/tools
 
 test-python: $(VENV)/installed $(VENV)/tools
 	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest $(PYTEST)
+
+# The peers are optional: what cannot be installed here is left out of the measurements.
+$(VENV)/peers: pyproject.toml constraints.txt | $(VENV)/installed
+	$(PIP) ".[bench]" || echo "not every peer can be installed; those are left out"
+	touch $@
+
+bench: $(VENV)/installed $(VENV)/peers
+	$(BIN)/python benchmarks/bench.py all $(BENCH)
+
+bench-paper-scale: $(VENV)/installed $(VENV)/peers
+	$(BIN)/python benchmarks/bench.py paper-scale $(BENCH)
 
 format: $(VENV)/tools
 	$(BIN)/ruff check --fix engine tests benchmarks

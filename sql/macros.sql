@@ -16,15 +16,17 @@ CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
               || coalesce(nullif(array_to_string(list_sort(map_keys(getvariable('boxwood_index'))), ', '), ''), 'none'))
     );
 
--- The k images nearest to a phrase, to a code, and to an image of the collection (itself first): id, distance.
-CREATE OR REPLACE TEMP MACRO search_text(collection, text, k := 60) AS TABLE
-    SELECT * FROM boxwood_knn(boxwood_path(collection), q := clip_text(collection, text), k := k);
+-- The k images nearest to a phrase, to a code, and to an image of the collection (itself first): id, distance. `recall`
+-- below 1 is faster and finds that share of them on average; `within` is a model that the images must match.
+CREATE OR REPLACE TEMP MACRO search_text(collection, text, k := 60, recall := 1.0, within := NULL) AS TABLE
+    SELECT * FROM boxwood_knn(
+        boxwood_path(collection), q := clip_text(collection, text), k := k, recall := recall, within := within);
 
-CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60) AS TABLE
-    SELECT * FROM boxwood_knn(boxwood_path(collection), q := q, k := k);
+CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60, recall := 1.0, within := NULL) AS TABLE
+    SELECT * FROM boxwood_knn(boxwood_path(collection), q := q, k := k, recall := recall, within := within);
 
-CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60) AS TABLE
-    SELECT * FROM boxwood_knn(boxwood_path(collection), like := id, k := k);
+CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60, recall := 1.0, within := NULL) AS TABLE
+    SELECT * FROM boxwood_knn(boxwood_path(collection), like := id, k := k, recall := recall, within := within);
 
 -- Everything that is like the positives and unlike the negatives: id, votes, score.
 CREATE OR REPLACE TEMP MACRO refine(

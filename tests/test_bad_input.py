@@ -254,6 +254,14 @@ def test_search_arguments(photos: Collection) -> None:
             photos.knn(code, k=k)  # type: ignore[arg-type]
         with pytest.raises(boxwood.InputError, match="k must be"):
             photos.search_text("a dog", k=k)  # type: ignore[arg-type]
+    for recall in (0, -0.5, 1.01, float("nan"), True, "1", None):
+        with pytest.raises(boxwood.InputError, match="recall must be"):
+            photos.knn(code, recall=recall)  # type: ignore[arg-type]
+        with pytest.raises(boxwood.InputError, match="recall must be"):
+            photos.search_text("a dog", recall=recall)  # type: ignore[arg-type]
+    for ids in ([-1], [1.5], [[3]], ["a"]):
+        with pytest.raises(boxwood.InputError, match="ids"):
+            photos.knn(code, ids=ids)
     assert len(photos.knn(code, k=10_000)) == 3000
     with pytest.raises(boxwood.InputError, match="either"):
         photos.knn()

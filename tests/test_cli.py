@@ -144,6 +144,8 @@ def test_version(run: Run) -> None:
         (["search", "x.duckdb", "rows"], "one of the arguments"),
         (["search", "x.duckdb", "rows", "words", "--like", "3"], "not allowed with"),
         (["search", "x.duckdb", "rows", "words", "-k", "0"], "at least 1"),
+        (["search", "x.duckdb", "rows", "words", "--recall", "0"], "above 0 and at most 1"),
+        (["search", "x.duckdb", "rows", "words", "--recall", "most"], "above 0 and at most 1"),
         (
             ["search", "x.duckdb", "rows", "--like", "-1"],
             "'-1' is not a whole number of at least 0",
@@ -362,6 +364,8 @@ def test_search_prints_a_table_json_and_csv(database: Path, run: Run) -> None:
     as_csv = [int(row["id"]) for row in csv.DictReader(io.StringIO(out))]
     assert as_table == as_json == as_csv
     assert cluster(as_json) == {4}
+    code, out, _ = run("search", database, "rows", "--like", 104, "--recall", 0.9, "--json")
+    assert (code, len(json.loads(out)), json.loads(out)[0]["id"]) == (0, 60, 104)
 
 
 def test_more_than_there_is(database: Path, run: Run) -> None:

@@ -129,8 +129,8 @@ def test_info(photos: Collection) -> None:
     assert (info["name"], info["rows"], info["segments"]) == ("photos", 3000, 1)
     assert (info["state"], info["quantizer"], info["head"]) == ("current", "codes", None)
     assert info["index"] == str(photos.index_path)
-    # Nearly 44.25 bytes a row; a small segment has a header and rounding besides.
-    assert 44 < info["bytes_per_row"] < 55
+    # 56.75 bytes a row, and in a small segment as much again: sample, histograms, whole pages.
+    assert 56.75 < info["bytes_per_row"] < 115
     assert info["generation"] == native.Index(photos.index_path).info.generation
 
 
@@ -365,6 +365,30 @@ def test_knn_equals_sql(con: Con, photos: Collection) -> None:
         tuple(row.values()) for row in hits.to_pylist()
     ]
     assert len(photos.knn(code, k=5000)) == 3000
+    nearly = photos.knn(code, k=40, recall=0.9)
+    assert len(nearly) == 40
+    assert nearly["distance"][0].as_py() == 0
+    assert rows_of(con, "FROM search_code('photos', ?, k := 40, recall := 0.9)", code.tolist()) == [
+        tuple(row.values()) for row in nearly.to_pylist()
+    ]
+
+
+def test_knn_within(con: Con, photos: Collection) -> None:
+    every = photos.knn(like=30, k=3000)
+    near = every["id"].to_pylist()
+    model = photos.train(near[:30], near[60:90])
+    matching = set(photos.search(model).ids.tolist())
+    assert 30 <= len(matching) < 3000
+    wanted = [row for row in every.to_pylist() if row["id"] in matching]
+    assert photos.knn(like=30, k=7, within=model).to_pylist() == wanted[:7]
+    assert photos.knn(like=30, k=3000, within=model, recall=0.5).to_pylist() == wanted
+    assert rows_of(con, "FROM search_like('photos', 30, k := 7, within := ?)", model.to_json()) == [
+        tuple(row.values()) for row in wanted[:7]
+    ]
+    some = [row for row in wanted if row["id"] % 2]
+    odd = {number for number in near if number % 2} | {10**15}
+    assert photos.knn(like=30, k=9, within=model, ids=odd).to_pylist() == some[:9]
+    assert len(photos.knn(like=30, ids=[])) == 0
 
 
 @pytest.mark.parametrize("learner", ["branch", "ensemble", "tree", "forest"])

@@ -176,6 +176,43 @@ def test_knn_equals_numpy(index: native.Index, k: int, seed: int, queries: int) 
         assert np.array_equal(got[i], distance[order])
 
 
+@given(
+    st.integers(1, 300), st.integers(0, 2**32), st.sampled_from([0.0, 0.001, 0.1, 1.0]), models()
+)
+def test_knn_within_equals_numpy(
+    index: native.Index, k: int, seed: int, share: float, model: native.Model
+) -> None:
+    ids, codes = index.rows()
+    rng = np.random.default_rng(seed)
+    query = codes[rng.integers(len(codes))][None]
+    listed = rng.permutation(np.append(ids[rng.random(len(ids)) < share], [2**62]))
+    matches = model.evaluate(codes)[2]
+    distance = ((codes.astype(np.int64) - query.astype(np.int64)) ** 2).sum(axis=1)
+    order = np.lexsort((ids, distance))
+    for within, among in ((model, None), (None, listed), (model, listed)):
+        passes = np.ones(len(ids), bool) if within is None else matches.copy()
+        if among is not None:
+            passes &= np.isin(ids, among)
+        wanted = order[passes[order]][:k]
+        got_ids, got = index.knn(
+            query, k, recall=0.8, within=within, ids=among, threads=1 + seed % 2
+        )
+        assert np.array_equal(got_ids[0], ids[wanted])
+        assert np.array_equal(got[0], distance[wanted])
+
+
+def test_recall_of_knn(index: native.Index) -> None:
+    queries = clustered_codes(400)  # other rows of the same clusters
+    for k in (1, 10, 60):
+        _, true = index.knn(queries, k)
+        for recall in (0.5, 0.8, 0.95, 0.99):
+            ids, found = index.knn(queries, k, recall=recall)
+            assert ids.shape == (400, k)
+            assert (found <= true[:, -1:]).mean() >= recall - (0.05 if k == 1 else 0.02)
+            alone = [index.knn(query[None], k, recall=recall, threads=1)[0][0] for query in queries]
+            assert np.array_equal(ids, alone)
+
+
 def test_knn_with_more_than_there_is(tmp_path: Path) -> None:
     ids, codes = rows(5)
     assert write(tmp_path, [(ids, codes)]).knn(codes[:1], 100)[0].shape == (1, 5)
@@ -234,21 +271,27 @@ def test_explain(index: native.Index) -> None:
     model, _ = index.train(near[:20])
     reports, total = index.explain(model)
     assert len(reports) == model.info.boxes
-    assert total.rows == index.count(model)
+    assert total["rows"] == index.count(model)
+    assert (total["estimator"], total["box"]) == (model.info.estimators, model.info.boxes)
     assert max(report["rows"] for report in reports) >= 20 * 0.5
-    for report in reports:
-        scanned = report["blocks_scanned"] == report["blocks"]
-        assert report["path"] == ("scan" if scanned else "zones")
+    for report in [*reports, total]:
+        settled = sum(report[f"blocks_{fate}"] for fate in ("pruned", "contained", "scanned"))
+        assert settled <= report["blocks"] <= settled + report["blocks_planes"]
+        assert report["path"] in ("zones", "planes", "scan")
+        assert report["path"] == "planes" or report["blocks_planes"] == 0
+        assert 0 <= report["estimated_blocks"] <= report["blocks"]
 
 
 def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     ids, codes = rows(3000)
-    for name, order in (("a", slice(None)), ("b", slice(None, None, -1))):
+    for name, order, threads in (("a", slice(None), 1), ("b", slice(None, None, -1), 2)):
         native.write_segment(
             tmp_path, name, np.ascontiguousarray(ids[order]), np.ascontiguousarray(codes[order]),
-            UUID, 1, PRINTS,
+            UUID, 1, PRINTS, threads=threads,
         )  # fmt: skip
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    with pytest.raises(errors.InputError, match="threads"):
+        native.write_segment(tmp_path, "c", ids, codes, UUID, 1, PRINTS, threads=-1)
 
 
 def test_progress_and_its_exceptions(tmp_path: Path) -> None:

@@ -511,9 +511,10 @@ def test_search_equals_where(tmp_path: Path, seed: int) -> None:
 
         counted = con.execute("FROM boxwood_count(?, model := ?)", [index, text]).fetchall()
         assert len(counted) == 1
-        count, rows, blocks, pruned, contained, scanned, _, milliseconds = counted[0]
+        count, rows, blocks, pruned, contained, planes, scanned, _, milliseconds = counted[0]
         assert (count, rows) == (len(wanted), n)
-        assert pruned + contained + scanned == blocks
+        settled = pruned + contained + scanned
+        assert settled <= blocks <= settled + planes
         assert milliseconds >= 0
         in_search = con.execute(
             "SELECT count(*) FROM boxwood_search(?, model := ?)", [index, text]
@@ -536,7 +537,8 @@ def test_search_equals_where(tmp_path: Path, seed: int) -> None:
             for e, estimator in enumerate(model["estimators"])
             for b, box in enumerate(estimator)
         ]
-        assert explained == singles
+        whole = (None, None, len(boxes), len(wanted), True)
+        assert explained == [whole, *singles]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -563,6 +565,26 @@ def test_knn_equals_order_by(tmp_path: Path, seed: int) -> None:
             "SELECT boxwood_knn_list(?, ?::UTINYINT[], ?)", [index, near.tolist(), k]
         ).fetchall()[0][0]
         assert [(hit["id"], hit["distance"]) for hit in in_list] == wanted
+        nearly = con.execute(
+            "FROM boxwood_knn(?, q := ?, k := ?, recall := 0.9)", [index, near.tolist(), k]
+        ).fetchall()
+        assert len(nearly) == len(wanted)
+        assert nearly == sorted(nearly, key=lambda hit: hit[::-1])
+        true = dict(con.execute(
+            "SELECT id, boxwood_distance(code, ?::UTINYINT[]) FROM lists", [near.tolist()]
+        ).fetchall())  # fmt: skip
+        assert all(true.pop(number) == distance for number, distance in nearly)
+        in_list = con.execute(
+            "SELECT boxwood_knn_list(?, ?::UTINYINT[], ?, 0.9)", [index, near.tolist(), k]
+        ).fetchall()[0][0]
+        assert [(hit["id"], hit["distance"]) for hit in in_list] == nearly
+        among = ids[rng.random(n) < 0.3].tolist()
+        assert con.execute(
+            "FROM boxwood_knn(?, q := ?, k := ?, ids := ?)", [index, near.tolist(), k, among]
+        ).fetchall() == con.execute(
+            "SELECT id, boxwood_distance(code, ?::UTINYINT[]) AS d FROM lists"
+            f" WHERE list_contains(?, id) ORDER BY d, id LIMIT {k}", [near.tolist(), among],
+        ).fetchall()  # fmt: skip
 
         by_id = con.execute("FROM boxwood_knn(?, like := ?, k := ?)", [index, int(ids[row]), k])
         distances = np.sqrt(((codes.astype(float) - codes[row]) ** 2).sum(axis=1))

@@ -145,6 +145,16 @@ def _count(text: str) -> int:
     return _whole(text, 0)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 1")
+    return share
+
+
 # fmt: off
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
@@ -258,6 +268,9 @@ def _parser() -> argparse.ArgumentParser:
                       help="look for images like this one of the collection")
     sub.add_argument("-k", type=_positive, default=60, metavar="N",
                      help="how many (default: %(default)s)")
+    sub.add_argument("--recall", type=_share, default=1.0, metavar="SHARE",
+                     help="1: exactly the nearest ones; less, such as 0.95: faster, and on average "
+                          "that share of them (default: %(default)s)")
     sub.add_argument("--sheet", type=Path, metavar="FILE",
                      help="draw the images found on a contact sheet (.png or .jpg)")
     output(sub)
@@ -589,11 +602,14 @@ def _add(args: argparse.Namespace) -> int:
 def _search(args: argparse.Namespace) -> int:
     with _collection(args) as collection:
         if args.image is not None:
-            hits, what = collection.search_image(args.image, args.k), args.image.name
+            hits = collection.search_image(args.image, args.k, recall=args.recall)
+            what = args.image.name
         elif args.like is not None:
-            hits, what = collection.knn(like=args.like, k=args.k), f"like {args.like}"
+            hits = collection.knn(like=args.like, k=args.k, recall=args.recall)
+            what = f"like {args.like}"
         else:
-            hits, what = collection.search_text(args.text, args.k), f'"{args.text}"'
+            hits = collection.search_text(args.text, args.k, recall=args.recall)
+            what = f'"{args.text}"'
         rows = _with_metadata(collection, hits)
         if args.sheet is not None:
             _sheet(args, rows, {}, f"{args.name}: {what}")

@@ -933,37 +933,81 @@ class Collection:
         code: Codes = coding.quantizer.encode(map_(rows[None]))[0]
         return code
 
-    def search_text(self, text: str, k: int = 60) -> pa.Table:
-        """The k images nearest to a phrase: ``pyarrow.Table(id, distance)``, nearest first."""
-        _check_k(k)
+    def search_text(
+        self,
+        text: str,
+        k: int = 60,
+        *,
+        recall: float = 1.0,
+        within: Model | None = None,
+        ids: ArrayLike | None = None,
+    ) -> pa.Table:
+        """The k images nearest to a phrase: ``pyarrow.Table(id, distance)``, nearest first. The
+        options are those of `knn`."""
+        native.check_k(k)
+        native.check_recall(recall)
         if not len(self):
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
-        return self.knn(self.encode_text(text), k=k)
+        return self.knn(self.encode_text(text), k=k, recall=recall, within=within, ids=ids)
 
     def search_image(
-        self, image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8], k: int = 60
+        self,
+        image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8],
+        k: int = 60,
+        *,
+        recall: float = 1.0,
+        within: Model | None = None,
+        ids: ArrayLike | None = None,
     ) -> pa.Table:
-        """The k images nearest to an image, as `encode_image` takes it."""
-        _check_k(k)
+        """The k images nearest to an image, as `encode_image` takes it. The options are those of
+        `knn`."""
+        native.check_k(k)
+        native.check_recall(recall)
         if not len(self):
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
-        return self.knn(self.encode_image(image), k=k)
+        return self.knn(self.encode_image(image), k=k, recall=recall, within=within, ids=ids)
 
     def search_embedding(
-        self, vector: ArrayLike, k: int = 60, kind: Literal["image", "text"] = "image"
+        self,
+        vector: ArrayLike,
+        k: int = 60,
+        kind: Literal["image", "text"] = "image",
+        *,
+        recall: float = 1.0,
+        within: Model | None = None,
+        ids: ArrayLike | None = None,
     ) -> pa.Table:
-        """The k images nearest to an embedding (dims,) of an image or a text."""
-        return self.knn(self.encode_embedding(vector, kind), k=k)
+        """The k images nearest to an embedding (dims,) of an image or a text. The options are those
+        of `knn`."""
+        code = self.encode_embedding(vector, kind)
+        return self.knn(code, k=k, recall=recall, within=within, ids=ids)
 
     def knn(
-        self, codes: ArrayLike | None = None, *, like: int | None = None, k: int = 60
+        self,
+        codes: ArrayLike | None = None,
+        *,
+        like: int | None = None,
+        k: int = 60,
+        recall: float = 1.0,
+        within: Model | None = None,
+        ids: ArrayLike | None = None,
     ) -> pa.Table:
         """The k images nearest to a code (32,), or to the image of the id `like`, itself first.
         ``pyarrow.Table(id, distance)``: Euclidean distance on codes, nearest first, ties by id;
-        all images where there are fewer than k."""
+        all images where there are fewer than k.
+
+        recall: 1.0: exact. Less, above 0: faster, and at least this share of the true neighbours
+            on average over many queries, by what the index measured on itself when it was built.
+            The distances are true, and k images come in any case.
+        within: only images that this model matches.
+        ids: only images with these ids; those that the collection lacks are passed over.
+
+        With `within` or `ids` the answer is exact whatever the recall, and never shorter than the
+        images that pass allow."""
         if (codes is None) == (like is None):
             raise InputError("pass either a code or like=<id of an image>")
-        _check_k(k)
+        native.check_k(k)
+        native.check_recall(recall)
         index = self._index()
         if like is not None:
             if not len(index):
@@ -974,8 +1018,11 @@ class Collection:
             if query.ndim != 1:
                 raise InputError(f"a code must have the shape ({native.DIMS},), not {query.shape}")
             query = native.check_codes(query[None])
-        ids, distances = index.knn(query, k)
-        return _hits(ids[0], distances[0])
+        found, distances = index.knn(
+            query, k, recall=recall, within=None if within is None else within.handle,
+            ids=None if ids is None else _listed(ids),
+        )  # fmt: skip
+        return _hits(found[0], distances[0])
 
     # --- models -----------------------------------------------------------------------------------
 
@@ -1267,6 +1314,7 @@ def _run(index: native.Index, model: Model, source: str, training: dict[str, Any
             "blocks": stats.blocks,
             "blocks_pruned": stats.blocks_pruned,
             "blocks_contained": stats.blocks_contained,
+            "blocks_planes": stats.blocks_planes,
             "blocks_scanned": stats.blocks_scanned,
             "bytes": stats.bytes,
             "search_ms": stats.nanoseconds / 1e6,
@@ -1282,10 +1330,6 @@ def _checked(model: object) -> Model:
             f"a Model is needed, not {type(model).__name__}: Model.from_json reads a document"
         )
     return model
-
-
-def _check_k(k: int) -> int:
-    return native.check_count(k, "k", 1, native.MAX_K)
 
 
 def _hits(ids: Ids, distances: NDArray[np.uint32]) -> pa.Table:

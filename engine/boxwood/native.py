@@ -35,7 +35,7 @@ _FILE = "boxwood.duckdb_extension"
 _HERE = Path(__file__).resolve().parent
 # A search over fewer rows ends before anyone could press Ctrl-C.
 _QUICK_ROWS = 2_000_000
-# k-NN queries a call: between two calls Ctrl-C is seen.
+# As many k-NN queries end before anyone could press Ctrl-C.
 _KNN_QUERIES = 256
 
 _STATUS: dict[int, type[errors.Error]] = {
@@ -110,6 +110,20 @@ def _call(function: Any, *arguments: Any, input: bool = False) -> None:
         if input and kind in (errors.IndexMissing, errors.IndexCorrupt):
             kind = errors.InputError
         raise kind(_text(error.message) or _text(lib.bw_status_name(status)))
+
+
+_UINT8, _INT64, _UINT32 = map(ffi.typeof, ("uint8_t[]", "int64_t[]", "uint32_t[]"))
+
+
+class _Local(threading.local):
+    """What a thread's k-NN calls use again and again."""
+
+    def __init__(self) -> None:
+        self.options = ffi.new("bw_knn_options *")
+        self.count = ffi.new("uint32_t[1]")
+
+
+_local = _Local()
 
 
 def version() -> str:
@@ -239,17 +253,19 @@ def write_segment(
     generation: int,
     fingerprints: Fingerprints,
     progress: Callable[[float], None] | None = None,
+    threads: int = 0,
 ) -> None:
     """Sort rows into index order and write them as the segment file ``folder/name``.
 
-    `ids` (n,) and `codes` (n, 32) come in any order. `progress` is called with the part done, from
-    0 to 1; what it raises, KeyboardInterrupt among it, stops the work and is raised here.
+    `ids` (n,) and `codes` (n, 32) come in any order; `threads` 0: one a core. `progress` is called
+    with the part done, from 0 to 1; what it raises, KeyboardInterrupt among it, stops the work and
+    is raised here.
     """
     ids, codes = check_ids(ids), check_codes(codes)
     if len(ids) != len(codes):
         raise errors.InputError(f"{len(ids)} ids cannot go with {len(codes)} codes")
     spec = ffi.new("bw_segment_spec *")
-    spec.rows, spec.generation = len(ids), generation
+    spec.rows, spec.generation, spec.threads = len(ids), generation, _threads(threads)
     id_memory, code_memory = _int64(ids), _uint8(codes)
     spec.ids, spec.codes, spec.uuid = id_memory, code_memory, uuid.bytes
     _fill(spec.fingerprints, fingerprints)
@@ -392,13 +408,14 @@ class SegmentInfo:
 
 @dataclass(frozen=True)
 class Stats:
-    """What a search did. `blocks` are 256 rows each; those that are neither pruned nor contained
-    were scanned."""
+    """What a search did. `blocks` are 256 rows each; of those that their zones neither rule out
+    (pruned) nor in (contained), planes or codes were read (planes, scanned), or both."""
 
     rows: int
     blocks: int
     blocks_pruned: int
     blocks_contained: int
+    blocks_planes: int
     blocks_scanned: int
     bytes: int
     nanoseconds: int
@@ -565,26 +582,55 @@ class Index:
         return self.search(model, count_only=True, threads=threads).stats.rows
 
     def knn(
-        self, queries: ArrayLike, k: int, *, threads: int = 0
+        self,
+        queries: ArrayLike,
+        k: int,
+        *,
+        recall: float = 1.0,
+        within: Model | None = None,
+        ids: ArrayLike | None = None,
+        threads: int = 0,
     ) -> tuple[Ids, NDArray[np.uint32]]:
         """The nearest rows of each query (n, 32): ids and squared distances on codes, both of the
-        shape (n, min(k, rows)), exact, nearest first, ties by id."""
+        shape (n, min(k, rows)), nearest first, ties by id.
+
+        recall: 1.0: exact. Less, above 0: at least this share of the true neighbours on average,
+            by what the segments measured when they were built, and much faster.
+        within, ids: only rows that this model matches; only rows with these ids, of which those
+            that the index lacks are passed over. Exact whatever the recall; the shape is then
+            (n, min(k, rows that pass)).
+
+        Ctrl-C stops a long search between two queries.
+        """
         rows = check_codes(queries)
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= MAX_K:
-            raise errors.InputError(f"k must be from 1 to {MAX_K:,}, not {k!r}")
-        width = min(int(k), self.info.rows)
-        ids = np.empty((len(rows), width), np.int64)
-        distances = np.empty((len(rows), width), np.uint32)
-        for start in range(0, len(rows) if width else 0, _KNN_QUERIES):
-            some = rows[start : start + _KNN_QUERIES]
-            counts = np.empty(len(some), np.uint32)
+        n, width = len(rows), min(check_k(k), self.info.rows)
+        found, distances = np.empty((n, width), np.int64), np.empty((n, width), np.uint32)
+        options = _local.options
+        options.k, options.recall, options.threads = width, check_recall(recall), _threads(threads)
+        options.within = ffi.NULL if within is None else within._pointer
+        listed = None if ids is None else _int64(check_ids(ids))
+        options.ids = ffi.NULL if listed is None else listed
+        options.n_ids = 0 if listed is None else len(listed)
+        filtered = within is not None or listed is not None
+        if not found.size:
+            return found, distances
+        counts = _local.count if n == 1 else ffi.new("uint32_t[]", n)
+
+        def work(cancel: Any) -> None:
+            options.cancel = cancel
             _call(
-                lib.bw_knn, self._open, _uint8(some), len(some), width, _threads(threads),
-                ffi.from_buffer("int64_t[]", ids[start : start + len(some)]),
-                ffi.from_buffer("uint32_t[]", distances[start : start + len(some)]),
-                ffi.from_buffer("uint32_t[]", counts), ffi.NULL,
+                lib.bw_knn, self._open, ffi.from_buffer(_UINT8, rows), n, options,
+                ffi.from_buffer(_INT64, found), ffi.from_buffer(_UINT32, distances), counts,
+                ffi.NULL,
             )  # fmt: skip
-        return ids, distances
+
+        if n <= _KNN_QUERIES and (not filtered or self.info.rows <= _QUICK_ROWS):
+            work(ffi.NULL)
+        else:
+            _interruptible(work)
+        if counts[0] < width:  # the same for all queries
+            return found[:, : counts[0]].copy(), distances[:, : counts[0]].copy()
+        return found, distances
 
     def train(
         self,
@@ -608,17 +654,19 @@ class Index:
         )  # fmt: skip
         return Model(out[0]), TrainStats(**_as_dict(stats, TrainStats))
 
-    def explain(self, model: Model) -> tuple[list[dict[str, Any]], Stats]:
-        """What each box of the model costs and finds by itself, and the model as a whole."""
+    def explain(self, model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """What each box of the model costs and finds by itself, and the model as a whole: expected
+        and true (`bw_box_report`)."""
         reports = ffi.new("bw_box_report[]", max(model.info.boxes, 1))
-        total = ffi.new("bw_stats *")
-        _call(lib.bw_explain, self._open, model._pointer, reports, total)
+        whole = ffi.new("bw_box_report *")
+        _call(lib.bw_explain, self._open, model._pointer, reports, whole)
         names = [name for name, _ in ffi.typeof("bw_box_report").fields]
-        found = []
-        for number in range(model.info.boxes):
-            report = {name: getattr(reports[number], name) for name in names}
-            found.append({**report, "path": _text(report["path"])})
-        return found, Stats(**_as_dict(total, Stats))
+
+        def as_dict(report: Any) -> dict[str, Any]:
+            fields = {name: getattr(report, name) for name in names}
+            return {**fields, "path": _text(fields["path"])}
+
+        return [as_dict(reports[number]) for number in range(model.info.boxes)], as_dict(whole)
 
 
 def train_codes(
@@ -664,6 +712,22 @@ def check_count(value: int, what: str, least: int, most: int) -> int:
     if not whole or not least <= value <= most:
         raise errors.InputError(f"{what} must be from {least:,} to {most:,}, not {value!r}")
     return int(value)
+
+
+def check_k(k: int) -> int:
+    """A number of neighbours, 1 to 10,000, or InputError."""
+    return check_count(k, "k", 1, MAX_K)
+
+
+def check_recall(recall: float) -> float:
+    """A share of the true neighbours, above 0 and at most 1, or InputError."""
+    number = isinstance(recall, (int, float, np.integer, np.floating))
+    if not number or isinstance(recall, bool) or not 0 < recall <= 1:
+        raise errors.InputError(
+            f"recall must be 1 for exact answers, or the share of the true neighbours to be found, "
+            f"above 0 and below 1, not {recall!r}"
+        )
+    return float(recall)
 
 
 def check_weight(value: float) -> float:

@@ -389,7 +389,7 @@ int32_t bw_writer_open(const char *folder, const char *name, bw_writer **result,
         errno = ENOSPC;
         writer->file = fault(BW_FAULT_WRITE) ? -1
                                              : openat(writer->folder, writer->temporary,
-                                                      O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+                                                      O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (writer->file < 0 && errno != EEXIST && errno != EINTR) {
             break;
         }
@@ -508,6 +508,35 @@ static int32_t fail_open(bw_error *error, const char *path, int number) {
     return fail_io(error, "read", path, number);
 }
 
+/* Maps an open file whole; leaves it open. */
+static int32_t map_file(int file, const char *path, bw_map *map, bw_error *error) {
+    struct stat status;
+    if (fstat(file, &status) != 0) {
+        return fail_io(error, "read", path, errno);
+    }
+    if (!S_ISREG(status.st_mode)) {
+        return bw_fail(error, BW_CORRUPT, "'%s' is not a regular file", path);
+    }
+    size_t bytes = (size_t)status.st_size;
+    void *data = NULL;
+    if (bytes > 0) {
+        errno = ENOMEM;
+        data = fault(BW_FAULT_MAP) ? MAP_FAILED : mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0);
+        if (data == MAP_FAILED) {
+            return fail_io(error, "map", path, errno);
+        }
+        (void)madvise(data, bytes, MADV_WILLNEED); /* a hint: failing is fine */
+    }
+    uint64_t modified = modified_ns(&status), now = clock_ns(CLOCK_REALTIME);
+    *map = (bw_map){.data = data,
+                    .bytes = bytes,
+                    .device = (uint64_t)status.st_dev,
+                    .inode = (uint64_t)status.st_ino,
+                    .modified_ns = modified,
+                    .settled = now > modified && now - modified > SETTLED_NS};
+    return BW_OK;
+}
+
 int32_t bw_map_open(const char *path, bw_map *map, bw_error *error) {
     int file;
     do {
@@ -517,37 +546,13 @@ int32_t bw_map_open(const char *path, bw_map *map, bw_error *error) {
     if (file < 0) {
         return fail_open(error, path, errno);
     }
-    struct stat status;
-    if (fstat(file, &status) != 0) {
-        int number = errno;
-        close(file);
-        return fail_io(error, "read", path, number);
-    }
-    if (!S_ISREG(status.st_mode)) {
-        close(file);
-        return bw_fail(error, BW_CORRUPT, "'%s' is not a regular file", path);
-    }
-    size_t bytes = (size_t)status.st_size;
-    void *data = NULL;
-    if (bytes > 0) {
-        errno = ENOMEM;
-        data = fault(BW_FAULT_MAP) ? MAP_FAILED : mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0);
-        if (data == MAP_FAILED) {
-            int number = errno;
-            close(file);
-            return fail_io(error, "map", path, number);
-        }
-        (void)madvise(data, bytes, MADV_WILLNEED); /* a hint: failing is fine */
-    }
+    int32_t code = map_file(file, path, map, error);
     close(file);
-    uint64_t modified = modified_ns(&status), now = clock_ns(CLOCK_REALTIME);
-    *map = (bw_map){.data = data,
-                    .bytes = bytes,
-                    .device = (uint64_t)status.st_dev,
-                    .inode = (uint64_t)status.st_ino,
-                    .modified_ns = modified,
-                    .settled = now > modified && now - modified > SETTLED_NS};
-    return BW_OK;
+    return code;
+}
+
+int32_t bw_writer_map(const bw_writer *writer, bw_map *map, bw_error *error) {
+    return map_file(writer->file, writer->path, map, error);
 }
 
 void bw_map_close(bw_map *map) {

@@ -77,6 +77,8 @@ typedef struct bw_map {
 } bw_map;
 int32_t bw_map_open(const char *path, bw_map *map,
                     bw_error *error); /* BW_MISSING when there is no such file */
+/* Of what has been written so far. */
+int32_t bw_writer_map(const bw_writer *writer, bw_map *map, bw_error *error);
 void bw_map_close(bw_map *map);
 /* Of a file or folder; BW_MISSING when there is none. */
 int32_t bw_file_identity(const char *path, uint64_t *device, uint64_t *inode, uint64_t *modified_ns,

@@ -17,11 +17,18 @@ bool bw_cpu_has_avx512(void) {
     return bw_cpu_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
 }
+
+bool bw_cpu_has_vbmi2(void) {
+    return __builtin_cpu_supports("avx512vbmi2");
+}
 #else
 bool bw_cpu_has_avx2(void) {
     return false;
 }
 bool bw_cpu_has_avx512(void) {
+    return false;
+}
+bool bw_cpu_has_vbmi2(void) {
     return false;
 }
 #endif

@@ -97,12 +97,12 @@ static int32_t check_manifest(const char *folder, const uint8_t *manifest, size_
         return bw_fail(error, BW_CORRUPT, "manifest of '%s': the byte order mark is damaged. " REPAIR,
                        folder);
     }
-    if (header->format != BW_FORMAT) {
+    if (header->format != BW_MANIFEST_FORMAT) {
         return bw_fail(
             error, BW_VERSION,
             "manifest of '%s': format %u, but this Boxwood reads format %d. Update Boxwood, or run: "
             "boxwood repair",
-            folder, header->format, BW_FORMAT);
+            folder, header->format, BW_MANIFEST_FORMAT);
     }
     if (header->segments > BW_MAX_SEGMENTS || bytes != bw_manifest_bytes(header->segments)) {
         return bw_fail(error, BW_CORRUPT, "manifest of '%s': %zu bytes are not those of %u segments. " REPAIR,
@@ -574,7 +574,7 @@ int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t gene
     bw_manifest_header *header = (bw_manifest_header *)(void *)manifest;
     bw_manifest_entry *entries = (bw_manifest_entry *)(void *)(manifest + sizeof *header);
     memcpy(header->magic, BW_MANIFEST_MAGIC, sizeof header->magic);
-    header->format = BW_FORMAT;
+    header->format = BW_MANIFEST_FORMAT;
     header->byte_order = BW_BYTE_ORDER;
     memcpy(header->uuid, uuid, sizeof header->uuid);
     header->generation = generation;
@@ -684,8 +684,7 @@ static uint32_t first_not_below(const bw_segment *segment, uint32_t first, uint3
     return first;
 }
 
-/* The row with this id, or false. */
-static bool find(const bw_index *index, int64_t id, uint32_t *segment, uint32_t *row) {
+bool bw_index_find(const bw_index *index, int64_t id, uint32_t *segment, uint32_t *row) {
     for (uint32_t i = 0; i < index->info.segments; i++) {
         const bw_segment *in = index->segments[i];
         if (id < in->info.min_id || id > in->info.max_id) {
@@ -722,7 +721,7 @@ int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint
         return bw_fail_nomem(error, n * sizeof *places);
     }
     for (size_t i = 0; i < n; i++) {
-        if (!find(index, ids[i], &places[i].segment, &places[i].row)) {
+        if (!bw_index_find(index, ids[i], &places[i].segment, &places[i].row)) {
             places[i].segment = UINT32_MAX;
             if (found == NULL) {
                 bw_free(places);
@@ -981,7 +980,7 @@ static size_t rank_excluded(const bw_index *index, const int64_t *exclude, size_
     size_t present = 0;
     for (size_t i = 0; i < excluded; i++) {
         uint32_t segment, row;
-        if ((i > 0 && exclude[i] == exclude[i - 1]) || !find(index, exclude[i], &segment, &row)) {
+        if ((i > 0 && exclude[i] == exclude[i - 1]) || !bw_index_find(index, exclude[i], &segment, &row)) {
             continue;
         }
         uint64_t rank = 0;

@@ -16,6 +16,9 @@ struct bw_index {
 /* Another hold on the same index; released by bw_index_close. */
 const bw_index *bw_index_retain(const bw_index *index);
 
+/* The row with this id, or false. */
+bool bw_index_find(const bw_index *index, int64_t id, uint32_t *segment, uint32_t *row);
+
 /* One row's code, gathered from its columns. */
 void bw_index_gather(const bw_index *index, uint32_t segment, uint32_t row, uint8_t code[BW_DIMS]);
 

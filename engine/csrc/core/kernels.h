@@ -14,13 +14,54 @@ typedef struct bw_ranges {
     uint8_t hi[BW_DIMS];
 } bw_ranges;
 
+/* A model's boxes on the bins of one segment, for the plane kernel. A range of values becomes a range of bins
+ * that holds it; those that then hold every bin are left out. Boxes are grouped into classes by their number
+ * of ranges, rounded up to that of the class, so that the kernel's inner loops have fixed lengths. */
+#define BW_PLANE_CLASSES 11
+#define BW_PLANES_ALL 0    /* a bitmap of ones: bin >= 0 */
+#define BW_PLANES_NONE 256 /* a bitmap of zeros: bin >= 8 */
+#define BW_VOTE_DIGITS 11  /* votes of up to 1,024 estimators in binary */
+typedef struct bw_plane_program {
+    uint32_t dims; /* dimensions that the boxes look at, as bits */
+    uint32_t estimators;
+    uint32_t threshold;
+    uint32_t first_box[BW_PLANE_CLASSES + 1]; /* boxes before each class */
+    /* Of each class, for each of its boxes: the estimator, then for each range two bitmaps, bin >= lo and bin
+     * >= hi + 1: 64 times 8 * dimension + bin, or times the two above. */
+    uint16_t *code[BW_PLANE_CLASSES];
+} bw_plane_program;
+
+extern const uint8_t bw_plane_class_ranges[BW_PLANE_CLASSES]; /* of a box of that class */
+
+/* What the plane kernel works in: bitmaps of 64 bytes and votes of estimators, in eights, likewise; then the
+ * numbers of the boxes to try. */
+#define BW_PLANES_WORK(estimators, boxes)                                                                    \
+    (64 * ((size_t)BW_PLANES_NONE + 1 + ((size_t)(estimators) + 7) / 8 * 8) + 2 * ((size_t)(boxes) + 16))
+
+#define BW_GATHER_STRIDE (BW_BLOCK_ROWS + 64) /* columns of 256 gathered rows, and room behind them */
+
 typedef struct bw_kernels {
     const char *name;
 
-    /* Rows of one block inside a box. Column of dimension d starts at block + d * stride, 256 values.
-     * Bit r of mask[r / 64] is row r. Returns whether any bit is set. Ranges are tested in the order given.
-     */
-    bool (*box)(const uint8_t *block, size_t stride, const bw_ranges *ranges, uint64_t mask[4]);
+    /* Rows of one block inside a box, of those in `wanted`. Column of dimension d starts at block + d *
+     * stride, 256 values. Bit r of mask[r / 64] is row r. Returns whether any bit is set. Ranges are tested
+     * in the order given. */
+    bool (*box)(const uint8_t *block, size_t stride, const bw_ranges *ranges, const uint64_t wanted[4],
+                uint64_t mask[4]);
+
+    /* Rows of two blocks that may have `threshold` votes as far as bins tell: p and q are their planes
+     * (segment.h), reached[0] and [1] get the rows; p may be q. Boxes are tried whose word in `overlaps` (for
+     * each box of the program) has any bit of `pair`; a box without rows in both blocks may be left out.
+     * `next`, unless NULL, are the planes of the two blocks that will come next. `work`: BW_PLANES_WORK
+     * bytes, 64-byte aligned. Returns whether any bit is set. */
+    bool (*planes)(const uint64_t *p, const uint64_t *q, const uint8_t *const next[2],
+                   const bw_plane_program *program, const uint64_t *overlaps, uint64_t pair, void *work,
+                   uint64_t reached[2][4]);
+
+    /* Appends rows of a block, of the 64 whose first is at `from`: for each dimension d in `dims` their
+     * values at from + d * stride go to to + d * BW_GATHER_STRIDE, those of set bits of `rows` side by side.
+     * Up to 64 bytes may be written there. */
+    void (*gather)(const uint8_t *from, size_t stride, uint32_t dims, uint64_t rows, uint8_t *to);
 
     /* Zone test of 64 blocks, b .. b + 63: zone_min + d * zone_stride + b and zone_max likewise. Bit i of
      * *overlaps: block b + i may hold rows of the box; of *contained: it may, and all its rows are inside.
@@ -28,9 +69,15 @@ typedef struct bw_kernels {
     void (*zones)(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
                   const bw_ranges *ranges, uint64_t *overlaps, uint64_t *contained);
 
-    /* Squared distances from `query` of the 256 rows of a block. */
-    void (*distances)(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
-                      uint32_t distances[256]);
+    /* Squared distances from `query` of 64 points: dimension d of point i at points + d * stride + i. */
+    void (*distances)(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[64]);
+
+    /* Bit i: point i of the 64 is at most `limit` away, and distances[i] is its squared distance; the others'
+     * distances are left open. Dimensions are added in the order given, each of the 32 once, and the rest is
+     * left unread when all 64 points are too far away already. */
+    uint64_t (*near)(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                     const uint8_t order[BW_DIMS], uint32_t limit, uint32_t distances[64]);
 
     /* Lower bounds of the squared distance from `query` to any point in the zone boxes of 64 blocks, b .. b
      * + 63. */
@@ -54,8 +101,9 @@ const bw_kernels *bw_kernels_avx2(void);
 const bw_kernels *bw_kernels_avx512(void);
 const bw_kernels *bw_kernels_neon(void);
 
-/* What several tables share: the scores, and the checksum by SSE4.2's instruction.
+/* What several tables share: gathering, the scores, and the checksum by SSE4.2's instruction.
  */
+void bw_gather_generic(const uint8_t *from, size_t stride, uint32_t dims, uint64_t rows, uint8_t *to);
 void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant,
                        int64_t scores[256]);
 uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes); /* kernels_avx2.c */
@@ -63,6 +111,7 @@ uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes); /* kerne
 /* cpu.c */
 bool bw_cpu_has_avx2(void);
 bool bw_cpu_has_avx512(void); /* F, BW, VL, and the operating system saves the registers */
+bool bw_cpu_has_vbmi2(void);  /* bytes of a register packed by a mask */
 bool bw_cpu_has_neon(void);
 
 #endif

@@ -10,6 +10,9 @@
 #include <immintrin.h>
 #include <string.h>
 
+#define PLANE_BYTES 32
+#include "kernels_planes.h"
+
 static inline __m256i load(const uint8_t *at) {
     return _mm256_loadu_si256((const __m256i *)(const void *)at);
 }
@@ -18,7 +21,8 @@ static inline uint32_t zero_bytes(__m256i x) {
     return (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x, _mm256_setzero_si256()));
 }
 
-static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, uint64_t mask[4]) {
+static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, const uint64_t wanted[4],
+                uint64_t mask[4]) {
     __m256i out[8]; /* of each row: zero while it is inside */
     for (int k = 0; k < 8; k++) {
         out[k] = _mm256_setzero_si256();
@@ -31,6 +35,9 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
             __m256i x = _mm256_sub_epi8(load(column + 32 * k), lo);
             out[k] = _mm256_or_si256(out[k], _mm256_subs_epu8(x, width));
         }
+        if (i % 2 == 0 && i + 1 < ranges->count) {
+            continue; /* a branch that guesses wrong costs more than the range that it saves */
+        }
         __m256i least = _mm256_min_epu8(
             _mm256_min_epu8(_mm256_min_epu8(out[0], out[1]), _mm256_min_epu8(out[2], out[3])),
             _mm256_min_epu8(_mm256_min_epu8(out[4], out[5]), _mm256_min_epu8(out[6], out[7])));
@@ -40,9 +47,9 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
         }
     }
     for (int k = 0; k < 4; k++) {
-        mask[k] = zero_bytes(out[2 * k]) | (uint64_t)zero_bytes(out[2 * k + 1]) << 32;
+        mask[k] = wanted[k] & (zero_bytes(out[2 * k]) | (uint64_t)zero_bytes(out[2 * k + 1]) << 32);
     }
-    return true;
+    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
 }
 
 static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
@@ -94,18 +101,74 @@ static inline __m256i difference(__m256i x, __m256i y) {
     return _mm256_or_si256(_mm256_subs_epu8(x, y), _mm256_subs_epu8(y, x));
 }
 
-static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
-                      uint32_t distances[256]) {
-    for (int row = 0; row < BW_BLOCK_ROWS; row += 32) {
+static void distances(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[64]) {
+    for (int place = 0; place < 64; place += 32) {
         __m256i sums[4];
         sums[0] = sums[1] = sums[2] = sums[3] = _mm256_setzero_si256();
         for (int d = 0; d < BW_DIMS; d += 2) {
-            const uint8_t *column = block + d * stride + row;
+            const uint8_t *column = points + d * stride + place;
             add_squares(difference(load(column), _mm256_set1_epi8((char)query[d])),
                         difference(load(column + stride), _mm256_set1_epi8((char)query[d + 1])), sums);
         }
-        store_sums(sums, distances + row);
+        store_sums(sums, distances + place);
     }
+}
+
+/* Limits from 65,535 on, which sums of 16 bits cannot tell apart: while an answer is not full, or the data
+ * is as wide as data can be. */
+static uint64_t near_far(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS], uint32_t limit,
+                         uint32_t out[64]) {
+    distances(points, stride, query, out);
+    const __m256i most = _mm256_set1_epi32((int)limit); /* distances have 21 bits: signed will do */
+    uint64_t within = 0;
+    for (int k = 0; k < 8; k++) {
+        __m256i over = _mm256_cmpgt_epi32(load((const uint8_t *)(out + 8 * k)), most);
+        within |= (uint64_t)(255 & ~_mm256_movemask_ps(_mm256_castsi256_ps(over))) << 8 * k;
+    }
+    return within;
+}
+
+/* Sums of 16 bits that stick at 65,535, the even places apart from the odd ones. */
+static uint64_t near(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                     const uint8_t order[BW_DIMS], uint32_t limit, uint32_t out[64]) {
+    if (limit >= UINT16_MAX) {
+        return near_far(points, stride, query, limit < INT32_MAX ? limit : INT32_MAX, out);
+    }
+    const __m256i low = _mm256_set1_epi16(255), most = _mm256_set1_epi16((short)limit);
+    __m256i even[2], odd[2], within[2];
+    even[0] = even[1] = odd[0] = odd[1] = _mm256_setzero_si256();
+    for (int from = 0; from < BW_DIMS; from += 8) {
+        for (int i = from; i < from + 8; i++) {
+            const uint8_t *column = points + order[i] * stride;
+            const __m256i q = _mm256_set1_epi16(query[order[i]]);
+            for (int k = 0; k < 2; k++) {
+                __m256i x = load(column + 32 * k);
+                __m256i a = _mm256_sub_epi16(_mm256_and_si256(x, low), q);
+                __m256i b = _mm256_sub_epi16(_mm256_srli_epi16(x, 8), q);
+                even[k] = _mm256_adds_epu16(even[k], _mm256_mullo_epi16(a, a));
+                odd[k] = _mm256_adds_epu16(odd[k], _mm256_mullo_epi16(b, b));
+            }
+        }
+        for (int k = 0; k < 2; k++) {
+            within[k] = _mm256_blendv_epi8(_mm256_cmpeq_epi16(_mm256_min_epu16(odd[k], most), odd[k]),
+                                           _mm256_cmpeq_epi16(_mm256_min_epu16(even[k], most), even[k]), low);
+        }
+        if (_mm256_testz_si256(within[0], within[0]) && _mm256_testz_si256(within[1], within[1])) {
+            return 0;
+        }
+    }
+    for (int k = 0; k < 2; k++) { /* unpacking works within halves of a register */
+        __m256i first = _mm256_unpacklo_epi16(even[k], odd[k]), last = _mm256_unpackhi_epi16(even[k], odd[k]);
+        __m128i quarters[4] = {_mm256_castsi256_si128(first), _mm256_castsi256_si128(last),
+                               _mm256_extracti128_si256(first, 1), _mm256_extracti128_si256(last, 1)};
+        for (int i = 0; i < 4; i++) {
+            _mm256_storeu_si256((__m256i *)(void *)(out + 32 * k + 8 * i),
+                                _mm256_cvtepu16_epi32(quarters[i]));
+        }
+    }
+    return (uint32_t)_mm256_movemask_epi8(within[0]) | (uint64_t)(uint32_t)_mm256_movemask_epi8(within[1])
+                                                           << 32;
 }
 
 static inline __m256i outside(const uint8_t *low, const uint8_t *high, uint8_t value) {
@@ -180,8 +243,11 @@ const bw_kernels *bw_kernels_avx2(void) {
     static const bw_kernels table = {
         .name = "avx2",
         .box = box,
+        .planes = planes,
+        .gather = bw_gather_generic,
         .zones = zones,
         .distances = distances,
+        .near = near,
         .zone_distances = zone_distances,
         .scores = bw_scores_generic,
         .crc32c = bw_crc32c_sse42,

@@ -4,7 +4,13 @@
 
 #include <string.h>
 
-static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, uint64_t mask[4]) {
+#define PLANE_BYTES 16
+#include "kernels_planes.h"
+
+const uint8_t bw_plane_class_ranges[BW_PLANE_CLASSES] = {0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 32};
+
+static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, const uint64_t wanted[4],
+                uint64_t mask[4]) {
     uint8_t inside[BW_BLOCK_ROWS];
     memset(inside, 1, sizeof inside);
     for (uint32_t i = 0; i < ranges->count; i++) {
@@ -19,8 +25,23 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
         for (int bit = 0; bit < 64; bit++) {
             mask[word] |= (uint64_t)inside[64 * word + bit] << bit;
         }
+        mask[word] &= wanted[word];
     }
     return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
+}
+
+void bw_gather_generic(const uint8_t *from, size_t stride, uint32_t dims, uint64_t rows, uint8_t *to) {
+    uint8_t places[64];
+    uint32_t count = 0;
+    for (; rows; rows &= rows - 1) {
+        places[count++] = (uint8_t)__builtin_ctzll(rows);
+    }
+    for (; dims; dims &= dims - 1) {
+        uint32_t d = (uint32_t)__builtin_ctz(dims);
+        for (uint32_t i = 0; i < count; i++) {
+            to[d * BW_GATHER_STRIDE + i] = from[d * stride + places[i]];
+        }
+    }
 }
 
 static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
@@ -44,16 +65,27 @@ static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_
     }
 }
 
-static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
-                      uint32_t distances[256]) {
-    memset(distances, 0, BW_BLOCK_ROWS * sizeof *distances);
+static void distances(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[64]) {
+    memset(distances, 0, 64 * sizeof *distances);
     for (int d = 0; d < BW_DIMS; d++) {
-        const uint8_t *column = block + d * stride;
-        for (int r = 0; r < BW_BLOCK_ROWS; r++) {
-            int32_t difference = (int32_t)column[r] - query[d];
-            distances[r] += (uint32_t)(difference * difference);
+        const uint8_t *column = points + d * stride;
+        for (int i = 0; i < 64; i++) {
+            int32_t difference = (int32_t)column[i] - query[d];
+            distances[i] += (uint32_t)(difference * difference);
         }
     }
+}
+
+static uint64_t near(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                     const uint8_t order[BW_DIMS], uint32_t limit, uint32_t out[64]) {
+    (void)order;
+    uint64_t within = 0;
+    distances(points, stride, query, out);
+    for (int i = 0; i < 64; i++) {
+        within |= (uint64_t)(out[i] <= limit) << i;
+    }
+    return within;
 }
 
 static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
@@ -89,8 +121,11 @@ const bw_kernels *bw_kernels_generic(void) {
     static const bw_kernels table = {
         .name = "generic",
         .box = box,
+        .planes = planes,
+        .gather = bw_gather_generic,
         .zones = zones,
         .distances = distances,
+        .near = near,
         .zone_distances = zone_distances,
         .scores = bw_scores_generic,
         .crc32c = bw_crc32c,

@@ -5,6 +5,10 @@
 #if defined(__aarch64__) && defined(__ARM_NEON)
 #include <arm_neon.h>
 #include <string.h>
+
+#define PLANE_BYTES 16
+#include "kernels_planes.h"
+
 #if defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
 #endif
@@ -21,7 +25,8 @@ static inline uint64_t bits(uint8x16_t a, uint8x16_t b, uint8x16_t c, uint8x16_t
 }
 
 /* x is inside lo .. hi exactly when (x - lo) mod 256 <= hi - lo. */
-static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, uint64_t mask[4]) {
+static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, const uint64_t wanted[4],
+                uint64_t mask[4]) {
     uint8x16_t inside[16];
     for (int k = 0; k < 16; k++) {
         inside[k] = vdupq_n_u8(255);
@@ -41,9 +46,9 @@ static bool box(const uint8_t *block, size_t stride, const bw_ranges *ranges, ui
         }
     }
     for (int k = 0; k < 4; k++) {
-        mask[k] = bits(inside[4 * k], inside[4 * k + 1], inside[4 * k + 2], inside[4 * k + 3]);
+        mask[k] = wanted[k] & bits(inside[4 * k], inside[4 * k + 1], inside[4 * k + 2], inside[4 * k + 3]);
     }
-    return true;
+    return (mask[0] | mask[1] | mask[2] | mask[3]) != 0;
 }
 
 static void zones(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
@@ -75,18 +80,62 @@ static inline void add_squares(uint8x16_t x, uint32x4_t sums[4]) {
     sums[3] = vaddw_high_u16(sums[3], high);
 }
 
-static void distances(const uint8_t *block, size_t stride, const uint8_t query[BW_DIMS],
-                      uint32_t distances[256]) {
-    for (int row = 0; row < BW_BLOCK_ROWS; row += 16) {
+static void distances(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                      uint32_t distances[64]) {
+    for (int place = 0; place < 64; place += 16) {
         uint32x4_t sums[4];
         sums[0] = sums[1] = sums[2] = sums[3] = vdupq_n_u32(0);
         for (int d = 0; d < BW_DIMS; d++) {
-            add_squares(vabdq_u8(vld1q_u8(block + d * stride + row), vdupq_n_u8(query[d])), sums);
+            add_squares(vabdq_u8(vld1q_u8(points + d * stride + place), vdupq_n_u8(query[d])), sums);
         }
         for (int k = 0; k < 4; k++) {
-            vst1q_u32(distances + row + 4 * k, sums[k]);
+            vst1q_u32(distances + place + 4 * k, sums[k]);
         }
     }
+}
+
+/* Sums of 16 bits that stick at 65,535. Limits from there on need whole sums: while an answer is not full, or
+ * the data is as wide as data can be. */
+static uint64_t near(const uint8_t *points, size_t stride, const uint8_t query[BW_DIMS],
+                     const uint8_t order[BW_DIMS], uint32_t limit, uint32_t out[64]) {
+    uint64_t within = 0;
+    if (limit >= UINT16_MAX) {
+        distances(points, stride, query, out);
+        for (int i = 0; i < 64; i++) {
+            within |= (uint64_t)(out[i] <= limit) << i;
+        }
+        return within;
+    }
+    const uint16x8_t most = vdupq_n_u16((uint16_t)limit);
+    uint16x8_t sums[8];
+    for (int k = 0; k < 8; k++) {
+        sums[k] = vdupq_n_u16(0);
+    }
+    for (int from = 0; from < BW_DIMS; from += 8) {
+        for (int i = from; i < from + 8; i++) {
+            const uint8_t *column = points + order[i] * stride;
+            const uint8x16_t q = vdupq_n_u8(query[order[i]]);
+            for (int k = 0; k < 4; k++) {
+                uint8x16_t x = vabdq_u8(vld1q_u8(column + 16 * k), q);
+                sums[2 * k] = vqaddq_u16(sums[2 * k], vmull_u8(vget_low_u8(x), vget_low_u8(x)));
+                sums[2 * k + 1] = vqaddq_u16(sums[2 * k + 1], vmull_high_u8(x, x));
+            }
+        }
+        uint8x16_t inside[4];
+        for (int k = 0; k < 4; k++) {
+            inside[k] = vcombine_u8(vmovn_u16(vcleq_u16(sums[2 * k], most)),
+                                    vmovn_u16(vcleq_u16(sums[2 * k + 1], most)));
+        }
+        within = bits(inside[0], inside[1], inside[2], inside[3]);
+        if (within == 0) {
+            return 0;
+        }
+    }
+    for (int k = 0; k < 8; k++) {
+        vst1q_u32(out + 8 * k, vmovl_u16(vget_low_u16(sums[k])));
+        vst1q_u32(out + 8 * k + 4, vmovl_high_u16(sums[k]));
+    }
+    return within;
 }
 
 static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
@@ -121,15 +170,20 @@ static uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
     return ~crc;
 }
 #else
-#define crc32c bw_crc32c /* built for ARMv8.0, where the instruction is an option */
+static uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
+    return bw_crc32c(crc, data, bytes); /* built for ARMv8.0, where the instruction is an option */
+}
 #endif
 
 const bw_kernels *bw_kernels_neon(void) {
     static const bw_kernels table = {
         .name = "neon",
         .box = box,
+        .planes = planes,
+        .gather = bw_gather_generic,
         .zones = zones,
         .distances = distances,
+        .near = near,
         .zone_distances = zone_distances,
         .scores = bw_scores_generic,
         .crc32c = crc32c,

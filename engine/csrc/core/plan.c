@@ -1,72 +1,117 @@
-/* plan.c - a model taken apart: what each box finds by itself, what that costs, and what was expected of it.
- */
+/* plan.c - a model taken apart: what each box finds by itself and what all find together, what that costs,
+ * and what was expected of it. */
 #include "search.h"
 
 #include <string.h>
 
-#define SAMPLE_ROWS 4096
+#define BOX_BLOCKS 1024 /* of the sample, for a box: all of it up to 64 segments */
+#define MODEL_BLOCKS 64 /* for the model, row by row */
 
-/* A model of one box, which matches its rows. */
-static int32_t one_box(const bw_model *model, const bw_ranges *box, bw_model **made, bw_error *error) {
-    const uint32_t first_box[2] = {0, 1};
-    return bw_model_new(model->learner, model->quantizer, 1, first_box, box, 1, NULL, NULL, made, error);
-}
-
-static int32_t explain_box(const bw_index *index, const bw_model *model, const bw_sample *sample,
-                           uint32_t estimator, uint32_t box, bw_box_report *report, bw_error *error) {
-    const bw_ranges *ranges = &model->boxes[box];
-    bw_model *alone;
-    bw_stats stats;
-    int32_t status = one_box(model, ranges, &alone, error);
+/* How many rows of the index the model matches, by the sample. */
+static int32_t estimate_rows(const bw_index *index, const bw_model *model, double *rows, bw_error *error) {
+    bw_sample sample;
+    int32_t status = bw_sample_draw(index, MODEL_BLOCKS, &sample, error);
     if (status != BW_OK) {
         return status;
     }
-    /* One thread, so that the times of boxes and whole can be compared. */
-    status = bw_search_run(index, alone, BW_COUNT_ONLY, 1, NULL, NULL, &stats, error);
-    bw_model_free(alone);
+    double found = 0, seen = 0;
+    for (uint32_t s = 0; status == BW_OK && s < sample.blocks;) {
+        uint32_t segment = sample.block[s].segment;
+        uint64_t matching = 0, drawn = 0;
+        for (; status == BW_OK && s < sample.blocks && sample.block[s].segment == segment; s++) {
+            uint8_t codes[BW_BLOCK_ROWS * BW_DIMS], match[BW_BLOCK_ROWS];
+            const bw_sample_block *block = &sample.block[s];
+            for (uint32_t r = 0; r < block->rows; r++) {
+                for (uint32_t d = 0; d < BW_DIMS; d++) {
+                    codes[r * BW_DIMS + d] = block->codes[d * BW_BLOCK_ROWS + r];
+                }
+            }
+            status = bw_model_evaluate(model, codes, block->rows, NULL, NULL, match, error);
+            for (uint32_t r = 0; status == BW_OK && r < block->rows; r++) {
+                matching += match[r];
+            }
+            drawn += block->rows;
+        }
+        found += (double)matching * (double)index->segments[segment]->rows / (double)drawn;
+        seen += (double)index->segments[segment]->rows;
+    }
+    bw_free(sample.block);
+    *rows = seen > 0 && seen < (double)index->info.rows ? found * (double)index->info.rows / seen : found;
+    return status;
+}
+
+/* Counts what the model matches. One thread, so that the times of boxes and whole can be compared. */
+static int32_t run(const bw_index *index, const bw_model *model, bw_box_report *report, bw_error *error) {
+    bw_stats stats;
+    bw_estimate estimate;
+    int32_t status = bw_search_run_path(index, model, BW_COUNT_ONLY, BW_PATH_CHOOSE, 1, NULL, NULL, &stats,
+                                        &estimate, error);
     if (status != BW_OK) {
         return status;
     }
     memset(report, 0, sizeof *report);
-    report->estimator = estimator;
-    report->box = box - model->first_box[estimator];
-    report->ranges = ranges->count;
-    if (sample->rows > 0) {
-        uint32_t inside = bw_sample_count(sample, bw_kernels_get(), ranges, 1);
-        report->estimated_rows = (double)inside * (double)index->info.rows / sample->rows;
-    }
-    strcpy(report->path, stats.blocks > 0 && stats.blocks_scanned == stats.blocks ? "scan" : "zones");
+    strcpy(report->path, bw_path_name(estimate.path));
+    report->estimated_blocks = estimate.blocks;
+    report->estimated_nanoseconds = estimate.nanoseconds;
     report->rows = stats.rows;
     report->blocks = stats.blocks;
     report->blocks_pruned = stats.blocks_pruned;
     report->blocks_contained = stats.blocks_contained;
+    report->blocks_planes = stats.blocks_planes;
     report->blocks_scanned = stats.blocks_scanned;
     report->bytes = stats.bytes;
     report->nanoseconds = stats.nanoseconds;
     return BW_OK;
 }
 
-int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_stats *total,
+static int32_t explain_box(const bw_index *index, const bw_model *model, const bw_sample *sample,
+                           uint32_t estimator, uint32_t box, bw_box_report *report, bw_error *error) {
+    const bw_ranges *ranges = &model->boxes[box];
+    const uint32_t first_box[2] = {0, 1};
+    bw_model *alone;
+    int32_t status =
+        bw_model_new(model->learner, model->quantizer, 1, first_box, ranges, 1, NULL, NULL, &alone, error);
+    if (status != BW_OK) {
+        return status;
+    }
+    status = run(index, alone, report, error);
+    bw_model_free(alone);
+    if (status == BW_OK) {
+        report->estimator = estimator;
+        report->box = box - model->first_box[estimator];
+        report->ranges = ranges->count;
+        report->estimated_rows = bw_sample_estimate(index, sample, bw_kernels_get(), ranges, 1);
+    }
+    return status;
+}
+
+int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_box_report *whole,
                    bw_error *error) {
-    if (!index || !model || !total || (!reports && bw_model_boxes(model) > 0)) {
+    if (!index || !model || !whole || (!reports && bw_model_boxes(model) > 0)) {
         return bw_fail(error, BW_INVALID,
-                       "an explanation needs an index, a model, a report for each box and a total");
+                       "an explanation needs an index, a model, a report for each box and one for the whole");
     }
     /* The whole model first: it finds out whether model and index belong together. */
-    int32_t status = bw_search_run(index, model, BW_COUNT_ONLY, 1, NULL, NULL, total, error);
-    if (status != BW_OK) {
-        return status;
+    bw_box_report total;
+    bw_sample sample = {0};
+    int32_t status = run(index, model, &total, error);
+    if (status == BW_OK) {
+        status = estimate_rows(index, model, &total.estimated_rows, error);
     }
-    bw_sample sample;
-    status = bw_sample_draw(index, SAMPLE_ROWS, &sample, error);
-    if (status != BW_OK) {
-        return status;
+    if (status == BW_OK) {
+        status = bw_sample_draw(index, BOX_BLOCKS, &sample, error);
     }
     for (uint32_t e = 0; status == BW_OK && e < model->estimators; e++) {
         for (uint32_t b = model->first_box[e]; status == BW_OK && b < model->first_box[e + 1]; b++) {
             status = explain_box(index, model, &sample, e, b, &reports[b], error);
+            total.ranges += status == BW_OK ? reports[b].ranges : 0;
         }
     }
-    bw_free(sample.codes);
+    bw_free(sample.block);
+    if (status == BW_OK) {
+        total.estimator = model->estimators;
+        total.box = bw_model_boxes(model);
+        *whole = total;
+    }
     return status;
 }

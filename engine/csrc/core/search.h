@@ -1,26 +1,35 @@
-/* search.h - a model made ready to run, and a sample of an index; shared by search_box.c, search_votes.c and
- * plan.c. */
+/* search.h - a model made ready to run, samples and estimates, and searches whose path is chosen by hand.
+ * What the files search_*.c and plan.c share. */
 #ifndef BW_SEARCH_H
 #define BW_SEARCH_H
 
 #include "index.h"
+#include "kernels.h"
 #include "model.h"
 
 #define BW_GROUP_BLOCKS 64 /* blocks whose zones are tested at once: one bit each of a uint64_t */
 
-/* Rows spread evenly over an index, in blocks for the byte kernels: block s at codes + s * 256 * 32, stride
- * 256. The same index gives the same sample. */
-typedef struct bw_sample {
+/* ---- samples: search_box.c ---- */
+
+/* Blocks of the samples that the segments carry, each segment's evenly spaced. They belong to the index. */
+typedef struct bw_sample_block {
+    const uint8_t *codes; /* 256 * 32, stride 256 */
     uint32_t rows;
+    uint32_t segment;
+} bw_sample_block;
+
+typedef struct bw_sample {
     uint32_t blocks;
-    uint8_t *codes; /* owned; values past the last row are zero */
+    bw_sample_block *block; /* owned: bw_free */
 } bw_sample;
 
-/* min(rows, rows of the index) rows; rows <= 4,096. Freed by bw_free(sample->codes). */
-int32_t bw_sample_draw(const bw_index *index, uint32_t rows, bw_sample *sample, bw_error *error);
-/* How many of them lie in the union of n boxes. */
-uint32_t bw_sample_count(const bw_sample *sample, const bw_kernels *kernels, const bw_ranges *boxes,
-                         uint32_t n);
+/* At most `most` blocks, > 0; the same index gives the same ones. */
+int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, bw_error *error);
+/* How many rows of the index lie in the union of n boxes, by the sample: exact where it holds all rows. */
+double bw_sample_estimate(const bw_index *index, const bw_sample *sample, const bw_kernels *kernels,
+                          const bw_ranges *boxes, uint32_t n);
+
+/* ---- programs: search_box.c ---- */
 
 /* The estimators of a model in the order in which they are tried: those that the fewest rows of a sample are
  * inside come first, so that a block's fate is known early; so do the rarest ranges of a box. Estimators
@@ -34,9 +43,13 @@ typedef struct bw_program {
     uint32_t dims;      /* of all boxes */
 } bw_program;
 
-int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw_kernels *kernels,
+int32_t bw_program_make(const bw_index *index, const bw_model *model, const bw_kernels *kernels,
                         bw_program *program, bw_error *error);
 void bw_program_free(bw_program *program);
+
+static inline uint32_t bw_program_boxes(const bw_program *program) {
+    return program->first_box[program->estimators];
+}
 
 /* Zone tests of one estimator's n boxes on blocks b .. b + 63. overlaps[i]: blocks that may hold rows of box
  * i; *alive: of any of them; *certain: blocks that lie in one whole. Bits of places past the last block are
@@ -44,10 +57,62 @@ void bw_program_free(bw_program *program);
 void bw_boxes_zones(const bw_segment *segment, const bw_kernels *kernels, uint32_t b, const bw_ranges *boxes,
                     uint32_t n, uint64_t *overlaps, uint64_t *alive, uint64_t *certain);
 
-/* The rows of one block in the union of n boxes, of which those count whose `overlaps` has the bit. Returns
- * the dimensions of the boxes that were tried, as bits. */
-uint32_t bw_boxes_scan(const uint8_t *block, size_t stride, const bw_kernels *kernels, const bw_ranges *boxes,
-                       const uint32_t *box_dims, uint32_t n, const uint64_t *overlaps, uint32_t bit,
-                       uint64_t mask[4]);
+/* ---- plane programs: search_planes.c ---- */
+
+/* A program on the bins of one segment, and what the plane kernel needs to run it on blocks of that segment.
+ */
+typedef struct bw_planes {
+    bw_plane_program program;
+    uint32_t boxes;
+    uint32_t *order;    /* box of the bw_program, for each box in class order */
+    uint16_t *code;     /* room for all classes */
+    uint64_t *overlaps; /* of each box in class order: blocks of the group that may hold rows of it */
+    void *work;
+} bw_planes;
+
+int32_t bw_planes_new(const bw_program *program, bw_planes *planes, bw_error *error);
+void bw_planes_free(bw_planes *planes);
+/* Makes the plane program for a segment. */
+void bw_planes_set(bw_planes *planes, const bw_program *program, uint32_t threshold,
+                   const bw_segment *segment);
+/* Takes over the zone tests of a group: overlaps of the bw_program's boxes. */
+void bw_planes_group(bw_planes *planes, const uint64_t *overlaps);
+static inline const uint64_t *bw_segment_planes(const bw_segment *segment, uint32_t block) {
+    return segment->planes + (size_t)block * (BW_BLOCK_PLANES_BYTES / 8);
+}
+
+/* ---- paths and estimates: search_votes.c ---- */
+
+/* How the blocks that zones leave open are settled. All give the same rows. */
+typedef enum bw_path {
+    BW_PATH_CHOOSE, /* by estimated cost */
+    BW_PATH_ZONES,  /* zones, then codes */
+    BW_PATH_PLANES, /* zones, then planes, then the codes of candidate rows */
+    BW_PATH_SCAN    /* codes of every block */
+} bw_path;
+
+const char *bw_path_name(bw_path path);
+
+typedef struct bw_estimate {
+    bw_path path;       /* chosen, never BW_PATH_CHOOSE */
+    double blocks;      /* whose planes or codes will be read */
+    double nanoseconds; /* one thread of the computer that the constants were measured on */
+} bw_estimate;
+
+/* bw_search_open with the path given; tests force one. */
+int32_t bw_search_open_path(const bw_index *index, const bw_model *model, uint32_t flags, bw_path path,
+                            bw_search **search, bw_error *error);
+int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_t flags, bw_path path,
+                           uint32_t threads, const volatile int32_t *cancel, bw_rows **rows, bw_stats *stats,
+                           bw_estimate *estimate, bw_error *error);
+
+/* Batches of this search get places in `ids`: the row's number in its segment, after 256 for each block of
+ * the segments before. To be called before the first bw_search_next. */
+void bw_search_give_places(bw_search *search);
+
+/* search_knn.c. What approximate k-NN must spend on a segment for each k and recall (docs/FORMAT.md,
+ * "Recall"), measured with rows of its sample as queries; segment->recall is not read. The same segment gives
+ * the same numbers, whatever the threads (0: one a core). */
+int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall *recall, bw_error *error);
 
 #endif

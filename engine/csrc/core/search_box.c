@@ -1,63 +1,78 @@
-/* search_box.c - one estimator, a union of boxes: its zone tests on 64 blocks, its rows in one block, and the
- * order in which boxes and their ranges are tried. */
+/* search_box.c - boxes: their rows in a sample, the order in which they and their ranges are tried, and their
+ * zone tests on 64 blocks. */
 #include "search.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define BLOCK_BYTES ((size_t)BW_BLOCK_ROWS * BW_DIMS)
+#define ORDER_BLOCKS 16 /* of the sample, to order estimators by: at most */
+#define ORDER_LEAST 4   /* and at least, */
+#define ORDER_TESTS 448 /* so many that this is the number of boxes times blocks */
 
-int32_t bw_sample_draw(const bw_index *index, uint32_t rows, bw_sample *sample, bw_error *error) {
-    uint32_t n = index->info.rows < rows ? (uint32_t)index->info.rows : rows;
-    uint32_t blocks = (n + BW_BLOCK_ROWS - 1) / BW_BLOCK_ROWS;
-    uint8_t *codes = bw_alloc_aligned(blocks * BLOCK_BYTES);
-    if (!codes) {
-        return bw_fail_nomem(error, blocks * BLOCK_BYTES);
+int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, bw_error *error) {
+    uint64_t total = 0, before = 0;
+    for (uint32_t s = 0; s < index->info.segments; s++) {
+        total += (index->segments[s]->sample_rows + (uint64_t)BW_BLOCK_ROWS - 1) / BW_BLOCK_ROWS;
     }
-    memset(codes, 0, blocks * BLOCK_BYTES);
-    uint32_t segment = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint64_t row = (2 * (uint64_t)i + 1) * index->info.rows / (2 * (uint64_t)n);
-        while (row >= index->first_rows[segment + 1]) {
-            segment++;
-        }
-        uint8_t code[BW_DIMS];
-        bw_index_gather(index, segment, (uint32_t)(row - index->first_rows[segment]), code);
-        uint8_t *at = codes + i / BW_BLOCK_ROWS * BLOCK_BYTES + i % BW_BLOCK_ROWS;
-        for (int d = 0; d < BW_DIMS; d++) {
-            at[d * BW_BLOCK_ROWS] = code[d];
-        }
+    uint32_t n = total < most ? (uint32_t)total : most, drawn = 0;
+    bw_sample_block *blocks = bw_alloc_array(n, sizeof *blocks);
+    if (!blocks) {
+        return bw_fail_nomem(error, n * sizeof *blocks);
     }
-    sample->rows = n;
-    sample->blocks = blocks;
-    sample->codes = codes;
+    for (uint32_t s = 0; s < index->info.segments && drawn < n; s++) {
+        const bw_segment *segment = index->segments[s];
+        uint64_t own = (segment->sample_rows + (uint64_t)BW_BLOCK_ROWS - 1) / BW_BLOCK_ROWS;
+        for (uint64_t at;
+             drawn < n && (at = (2 * (uint64_t)drawn + 1) * total / (2 * (uint64_t)n)) < before + own;
+             drawn++) {
+            uint32_t left = segment->sample_rows - (uint32_t)(at - before) * BW_BLOCK_ROWS;
+            blocks[drawn].codes = segment->sample + (at - before) * BLOCK_BYTES;
+            blocks[drawn].rows = left < BW_BLOCK_ROWS ? left : BW_BLOCK_ROWS;
+            blocks[drawn].segment = s;
+        }
+        before += own;
+    }
+    sample->blocks = n;
+    sample->block = blocks;
     return BW_OK;
 }
 
-uint32_t bw_sample_count(const bw_sample *sample, const bw_kernels *kernels, const bw_ranges *boxes,
-                         uint32_t n) {
-    uint32_t count = 0;
-    for (uint32_t s = 0; s < sample->blocks; s++) {
-        uint64_t in_any[4] = {0}, mask[4];
-        for (uint32_t i = 0; i < n; i++) {
-            kernels->box(sample->codes + s * BLOCK_BYTES, BW_BLOCK_ROWS, &boxes[i], mask);
-            for (int word = 0; word < 4; word++) {
-                in_any[word] |= mask[word];
+double bw_sample_estimate(const bw_index *index, const bw_sample *sample, const bw_kernels *kernels,
+                          const bw_ranges *boxes, uint32_t n) {
+    double rows = 0, seen = 0;
+    for (uint32_t s = 0; s < sample->blocks;) {
+        uint32_t segment = sample->block[s].segment;
+        uint64_t inside = 0, drawn = 0;
+        for (; s < sample->blocks && sample->block[s].segment == segment; s++) {
+            const bw_sample_block *block = &sample->block[s];
+            uint64_t in_any[4] = {0}, rest[4], mask[4];
+            for (uint32_t word = 0; word < 4; word++) {
+                uint32_t left = block->rows > 64 * word ? block->rows - 64 * word : 0;
+                rest[word] = left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0;
             }
+            for (uint32_t i = 0; i < n; i++) {
+                kernels->box(block->codes, BW_BLOCK_ROWS, &boxes[i], rest, mask);
+                for (int word = 0; word < 4; word++) {
+                    in_any[word] |= mask[word];
+                    rest[word] &= ~mask[word];
+                }
+            }
+            for (int word = 0; word < 4; word++) {
+                inside += (uint64_t)__builtin_popcountll(in_any[word]);
+            }
+            drawn += block->rows;
         }
-        uint32_t rows = sample->rows - s * BW_BLOCK_ROWS;
-        for (uint32_t word = 0; word < 4 && rows > 64 * word; word++) {
-            uint32_t left = rows - 64 * word;
-            count += (uint32_t)__builtin_popcountll(left < 64 ? in_any[word] & (((uint64_t)1 << left) - 1)
-                                                              : in_any[word]);
-        }
+        rows += (double)inside * (double)index->segments[segment]->rows / (double)drawn;
+        seen += (double)index->segments[segment]->rows;
     }
-    return count;
+    /* segments that the sample leaves out are taken to be like the others */
+    return seen > 0 && seen < (double)index->info.rows ? rows * (double)index->info.rows / seen : rows;
 }
 
-/* A box without the ranges that hold every value, the others rarest first. below[d][x]: sample rows with a
- * value < x. */
-static void order_ranges(const bw_ranges *box, const uint16_t below[BW_DIMS][257], bw_ranges *ordered) {
+/* A box without the ranges that hold every value, the others rarest first. below[d][x]: rows with a value
+ * < x. */
+static void order_ranges(const bw_ranges *box, const uint32_t below[BW_DIMS][257], bw_ranges *ordered) {
     uint32_t inside[BW_DIMS];
     memset(ordered, 0, sizeof *ordered);
     for (uint32_t i = 0; i < box->count; i++) {
@@ -65,7 +80,7 @@ static void order_ranges(const bw_ranges *box, const uint16_t below[BW_DIMS][257
         if (lo == 0 && hi == 255) {
             continue;
         }
-        uint32_t rows = (uint32_t)below[dim][hi + 1] - below[dim][lo];
+        uint32_t rows = below[dim][hi + 1] - below[dim][lo];
         uint32_t place = ordered->count++;
         for (; place > 0 && inside[place - 1] > rows; place--) {
             inside[place] = inside[place - 1];
@@ -81,7 +96,7 @@ static void order_ranges(const bw_ranges *box, const uint16_t below[BW_DIMS][257
 }
 
 typedef struct ranked {
-    uint32_t rows;
+    double rows;
     uint32_t estimator;
 } ranked;
 
@@ -93,36 +108,50 @@ static int by_rows(const void *a, const void *b) {
     return x->estimator < y->estimator ? -1 : x->estimator > y->estimator;
 }
 
-int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw_kernels *kernels,
+/* By the largest segment: good enough for an order. */
+static void count_below(const bw_index *index, uint32_t below[BW_DIMS][257]) {
+    const bw_segment *largest = NULL;
+    for (uint32_t s = 0; s < index->info.segments; s++) {
+        if (!largest || index->segments[s]->rows > largest->rows) {
+            largest = index->segments[s];
+        }
+    }
+    for (int d = 0; largest && d < BW_DIMS; d++) {
+        for (int x = 0; x < 256; x++) {
+            below[d][x + 1] = below[d][x] + largest->histograms[d][x];
+        }
+    }
+}
+
+int32_t bw_program_make(const bw_index *index, const bw_model *model, const bw_kernels *kernels,
                         bw_program *program, bw_error *error) {
     uint32_t boxes = bw_model_boxes(model);
+    uint32_t blocks = boxes > 0 ? ORDER_TESTS / boxes : ORDER_BLOCKS;
+    blocks = blocks < ORDER_LEAST ? ORDER_LEAST : blocks > ORDER_BLOCKS ? ORDER_BLOCKS : blocks;
     bw_program made = {0};
+    bw_sample sample = {0};
+    int32_t status = bw_sample_draw(index, blocks, &sample, error);
+    if (status != BW_OK) {
+        return status;
+    }
     ranked *order = bw_alloc_array(model->estimators, sizeof *order);
-    uint16_t (*below)[257] = bw_alloc_zero(BW_DIMS, sizeof *below);
+    uint32_t (*below)[257] = bw_alloc_zero(BW_DIMS, sizeof *below);
     made.first_box = bw_alloc_array((size_t)model->estimators + 1, sizeof *made.first_box);
     made.boxes = bw_alloc_array(boxes, sizeof *made.boxes);
     made.box_dims = bw_alloc_array(boxes, sizeof *made.box_dims);
     if (!order || !below || !made.first_box || !made.boxes || !made.box_dims) {
+        bw_free(sample.block);
         bw_free(order);
         bw_free(below);
         bw_program_free(&made);
         return bw_fail_nomem(error, boxes * sizeof *made.boxes);
     }
-    for (uint32_t i = 0; i < sample->rows; i++) {
-        const uint8_t *at = sample->codes + i / BW_BLOCK_ROWS * BLOCK_BYTES + i % BW_BLOCK_ROWS;
-        for (int d = 0; d < BW_DIMS; d++) {
-            below[d][at[d * BW_BLOCK_ROWS] + 1]++;
-        }
-    }
-    for (int d = 0; d < BW_DIMS; d++) {
-        for (int x = 1; x <= 256; x++) {
-            below[d][x] = (uint16_t)(below[d][x] + below[d][x - 1]);
-        }
-    }
+    count_below(index, below);
     for (uint32_t e = 0; e < model->estimators; e++) {
         uint32_t first = model->first_box[e], n = model->first_box[e + 1] - first;
         if (n > 0) {
-            order[made.estimators++] = (ranked){bw_sample_count(sample, kernels, model->boxes + first, n), e};
+            double rows = bw_sample_estimate(index, &sample, kernels, model->boxes + first, n);
+            order[made.estimators++] = (ranked){rows, e};
         }
     }
     qsort(order, made.estimators, sizeof *order, by_rows);
@@ -131,7 +160,7 @@ int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw
         made.first_box[i] = filled;
         uint32_t e = order[i].estimator;
         for (uint32_t b = model->first_box[e]; b < model->first_box[e + 1]; b++, filled++) {
-            order_ranges(&model->boxes[b], (const uint16_t (*)[257])below, &made.boxes[filled]);
+            order_ranges(&model->boxes[b], (const uint32_t (*)[257])below, &made.boxes[filled]);
             made.box_dims[filled] = 0;
             for (uint32_t r = 0; r < made.boxes[filled].count; r++) {
                 made.box_dims[filled] |= (uint32_t)1 << made.boxes[filled].dim[r];
@@ -140,6 +169,7 @@ int32_t bw_program_make(const bw_model *model, const bw_sample *sample, const bw
         }
     }
     made.first_box[made.estimators] = filled;
+    bw_free(sample.block);
     bw_free(order);
     bw_free(below);
     *program = made;
@@ -164,24 +194,4 @@ void bw_boxes_zones(const bw_segment *segment, const bw_kernels *kernels, uint32
     }
     *alive = any;
     *certain = whole;
-}
-
-uint32_t bw_boxes_scan(const uint8_t *block, size_t stride, const bw_kernels *kernels, const bw_ranges *boxes,
-                       const uint32_t *box_dims, uint32_t n, const uint64_t *overlaps, uint32_t bit,
-                       uint64_t mask[4]) {
-    uint32_t dims = 0;
-    uint64_t rows[4];
-    memset(mask, 0, 4 * sizeof *mask);
-    for (uint32_t i = 0; i < n; i++) {
-        if (!(overlaps[i] >> bit & 1)) {
-            continue;
-        }
-        dims |= box_dims[i];
-        if (kernels->box(block, stride, &boxes[i], rows)) {
-            for (int word = 0; word < 4; word++) {
-                mask[word] |= rows[word];
-            }
-        }
-    }
-    return dims;
 }

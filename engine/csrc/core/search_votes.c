@@ -1,65 +1,80 @@
 /* search_votes.c - a search: morsels handed out to threads, votes of the estimators, scores, matching rows.
  *
- * Votes are counted for 64 blocks or 256 rows at once in bit-sliced counters: plane p holds bit p of every
+ * Votes are counted for 64 blocks or 256 rows at once in bit-sliced counters: digit p holds bit p of every
  * count.
  *
  * What the statistics mean: a block is contained when its zones alone say that all its rows match, even if
- * codes are then read for their votes or scores; it is scanned when only its codes could tell. Bytes are 256
- * for each column that a block's boxes looked at, once a block; all 32 columns, or 32 for each row, where
- * scores were computed; and for each group of blocks the zones of the model's dimensions, 128 each. */
+ * codes are then read for their votes or scores; it is scanned when its codes were read to find out. Bytes
+ * are 64 for each word of 64 rows and column that a block's boxes looked at, once a block; all 32 columns, or
+ * 32 for each row, where scores were computed; 96 for each dimension of a block's planes; and for each group
+ * of blocks the zones of the model's dimensions, 128 each. */
 #include "search.h"
 
 #include <stdatomic.h>
 #include <string.h>
 
-#define PLANES 11 /* counts to 1,024 */
+#define DIGITS BW_VOTE_DIGITS
 #define MORSEL_BLOCKS (BW_MORSEL_ROWS / BW_BLOCK_ROWS)
 #define ROW_SCORES 64 /* matching rows of a block from which on all its scores are computed at once */
+#define FETCH_AHEAD 4 /* blocks whose planes come in from memory while earlier ones are tested */
+#define IDLE 64       /* scratches kept for the next call: as many as there may be threads */
 
-_Static_assert(BW_MAX_ESTIMATORS < 1 << PLANES, "votes must fit the counter");
+_Static_assert(BW_MAX_ESTIMATORS < 1 << DIGITS, "votes must fit the counter");
 _Static_assert(MORSEL_BLOCKS % BW_GROUP_BLOCKS == 0, "a morsel is a number of whole groups");
+
+/* What one thread needs during a morsel. */
+typedef struct scratch {
+    uint64_t *overlaps; /* for each box: blocks of the group that may hold rows of it */
+    uint64_t *open;     /* for each estimator: blocks where only rows tell whom it votes for */
+    uint64_t *alive;    /* and blocks where it votes for any */
+    int64_t scores[BW_BLOCK_ROWS];
+    /* Only on the path of planes: */
+    bw_planes planes;
+    const bw_segment *binned;             /* what `planes` is set for */
+    uint64_t reached[BW_GROUP_BLOCKS][4]; /* rows that planes leave, of the blocks that have any */
+    uint8_t *gathered;                   /* such rows of several blocks side by side: BW_GATHER_STRIDE * 32 */
+    uint32_t origin[BW_BLOCK_ROWS + 64]; /* their numbers in the segment */
+} scratch;
 
 struct bw_search {
     const bw_index *index; /* own hold */
     const bw_kernels *kernels;
     bw_program program;
-    uint32_t planes; /* enough for the votes of all estimators */
+    bw_estimate estimate;
+    uint32_t digits; /* enough for the votes of all estimators */
     uint32_t threshold;
     bool count_only;
+    bool places; /* batches get places for ids */
     bool has_score;
     bw_score score;
     int64_t *table;          /* of the score, for bw_kernels.scores; NULL without a score */
     uint64_t *first_morsels; /* segments + 1 entries */
     uint64_t morsels;
     uint64_t opened; /* bw_now() */
+    _Atomic(scratch *) idle[IDLE];
     _Atomic uint64_t next;
-    _Atomic uint64_t rows, pruned, contained, scanned, bytes, nanoseconds;
+    _Atomic uint64_t rows, pruned, contained, planes, scanned, bytes, nanoseconds;
 };
-
-/* What one thread needs during a morsel. */
-typedef struct scratch {
-    uint64_t *overlaps; /* for each box: blocks of the group that may hold rows of it */
-    uint64_t *open;     /* for each estimator: blocks where only the codes tell whom it votes for */
-    int64_t scores[BW_BLOCK_ROWS];
-} scratch;
 
 /* One morsel's work: where matching rows go, and what was done. */
 typedef struct task {
     const bw_search *search;
     const bw_segment *segment;
     scratch *scratch;
-    bw_batch *batch; /* NULL: only count */
-    bool want_votes; /* exact votes are needed, for the caller or for the score */
+    bw_batch *batch;      /* NULL: only count */
+    uint64_t first_place; /* the place of the segment's first row */
+    bool want_votes;      /* exact votes are needed, for the caller or for the score */
     bool want_scores;
+    uint64_t tests; /* of a box on a block's codes */
     bw_stats stats;
 } task;
 
-/* ---- bit-sliced counters: `words` words a plane ---- */
+/* ---- bit-sliced counters: `words` words a digit ---- */
 
-static inline void counter_add(uint64_t *counter, uint32_t planes, uint32_t words, const uint64_t *bits) {
+static inline void counter_add(uint64_t *counter, uint32_t digits, uint32_t words, const uint64_t *bits) {
     uint64_t carry[4];
     memcpy(carry, bits, words * sizeof *carry);
-    for (uint32_t p = 0; p < planes; p++) {
+    for (uint32_t p = 0; p < digits; p++) {
         uint64_t any = 0;
         for (uint32_t w = 0; w < words; w++) {
             uint64_t plane = counter[p * words + w];
@@ -74,10 +89,10 @@ static inline void counter_add(uint64_t *counter, uint32_t planes, uint32_t word
 }
 
 /* Bits of the places that have counted to n or more. */
-static inline void counter_reaches(const uint64_t *counter, uint32_t planes, uint32_t words, uint32_t n,
+static inline void counter_reaches(const uint64_t *counter, uint32_t digits, uint32_t words, uint32_t n,
                                    uint64_t *reached) {
-    memset(reached, n >> planes ? 0 : 255, words * sizeof *reached);
-    for (uint32_t p = 0; p < planes; p++) {
+    memset(reached, n >> digits ? 0 : 255, words * sizeof *reached);
+    for (uint32_t p = 0; p < digits && !(n >> digits); p++) {
         for (uint32_t w = 0; w < words; w++) {
             uint64_t plane = counter[p * words + w];
             reached[w] = n >> p & 1 ? reached[w] & plane : reached[w] | plane;
@@ -85,10 +100,10 @@ static inline void counter_reaches(const uint64_t *counter, uint32_t planes, uin
     }
 }
 
-static inline uint32_t counter_read(const uint64_t *counter, uint32_t planes, uint32_t words,
+static inline uint32_t counter_read(const uint64_t *counter, uint32_t digits, uint32_t words,
                                     uint32_t place) {
     uint32_t count = 0;
-    for (uint32_t p = 0; p < planes; p++) {
+    for (uint32_t p = 0; p < digits; p++) {
         count |= (uint32_t)(counter[p * words + place / 64] >> place % 64 & 1) << p;
     }
     return count;
@@ -113,35 +128,73 @@ static void first_bits(uint32_t n, uint64_t mask[4]) {
     }
 }
 
-/* ---- one block ---- */
+/* ---- 256 rows at most ---- */
 
-/* Asks the estimators that are open on the block, `open` of them, after `certain` ones have voted for all its
- * rows. Fills `counter` with the votes of the open ones and `match` with the rows that reach the threshold.
- * False as soon as no row can reach it any more; the counter is not complete then. */
-static bool count_votes(task *task, uint32_t bit, const uint8_t *block, size_t stride, uint32_t certain,
-                        uint32_t open, const uint64_t valid[4], uint64_t counter[PLANES * 4], uint32_t planes,
-                        uint64_t match[4], uint32_t *dims) {
+/* Rows of one block, or such as planes left of several blocks of a group. */
+typedef struct rows {
+    const uint8_t *codes; /* dimension d's column starts at codes + d * stride */
+    size_t stride;
+    uint64_t match[4];      /* rows that may match */
+    uint64_t blocks;        /* those that the rows are of, as bits of the group */
+    const uint64_t *asked;  /* scratch's open or alive: whose votes the rows are asked for; */
+    uint32_t undecided;     /* so many estimators are, */
+    uint32_t certain;       /* and so many have voted for all of the rows */
+    uint32_t first;         /* number of the first row in the segment, where there is no */
+    const uint32_t *origin; /* number of each row */
+} rows;
+
+/* The rows that an estimator votes for, of those that may match. Returns the dimensions of the boxes that
+ * were tried, as bits. */
+static uint32_t scan_boxes(task *task, uint32_t estimator, const rows *r, uint64_t mask[4]) {
     const bw_program *program = &task->search->program;
-    uint32_t threshold = task->search->threshold;
-    uint32_t need = threshold > certain ? threshold - certain : 0;
-    memset(counter, 0, (size_t)planes * 4 * sizeof *counter);
-    memcpy(match, valid, 4 * sizeof *match);
-    for (uint32_t e = 0; open > 0 && e < program->estimators; e++) {
-        if (!(task->scratch->open[e] >> bit & 1)) {
+    const bw_kernels *kernels = task->search->kernels;
+    const uint64_t *overlaps = task->scratch->overlaps;
+    uint32_t dims = 0;
+    uint64_t rest[4], inside[4];
+    memcpy(rest, r->match, sizeof rest);
+    for (uint32_t i = program->first_box[estimator]; i < program->first_box[estimator + 1]; i++) {
+        if (!(overlaps[i] & r->blocks)) {
             continue;
         }
-        uint32_t first = program->first_box[e], n = program->first_box[e + 1] - first;
-        uint64_t mask[4];
-        *dims |= bw_boxes_scan(block, stride, task->search->kernels, program->boxes + first,
-                               program->box_dims + first, n, task->scratch->overlaps + first, bit, mask);
-        counter_add(counter, planes, 4, mask);
-        open--;
-        if (need > open) { /* a row that has none of the votes so far may be out */
-            counter_reaches(counter, planes, 4, need - open, match);
+        dims |= program->box_dims[i];
+        task->tests++;
+        if (kernels->box(r->codes, r->stride, &program->boxes[i], rest, inside)) {
             for (int w = 0; w < 4; w++) {
-                match[w] &= valid[w];
+                rest[w] &= ~inside[w];
             }
-            if (!any_of(match)) {
+            if (!any_of(rest)) {
+                break;
+            }
+        }
+    }
+    for (int w = 0; w < 4; w++) {
+        mask[w] = r->match[w] & ~rest[w];
+    }
+    return dims;
+}
+
+/* Leaves in r->match the rows that reach the threshold; `counter` gets their votes of the undecided
+ * estimators. False as soon as no row can reach it any more. */
+static bool count_votes(task *task, rows *r, uint64_t counter[DIGITS * 4], uint32_t digits, uint32_t *dims) {
+    const bw_program *program = &task->search->program;
+    uint32_t threshold = task->search->threshold, left = r->undecided;
+    uint32_t need = threshold > r->certain ? threshold - r->certain : 0;
+    memset(counter, 0, (size_t)digits * 4 * sizeof *counter);
+    for (uint32_t e = 0; left > 0 && e < program->estimators; e++) {
+        if (!(r->asked[e] & r->blocks)) {
+            continue;
+        }
+        uint64_t mask[4];
+        *dims |= scan_boxes(task, e, r, mask);
+        counter_add(counter, digits, 4, mask);
+        left--;
+        if (need > left) { /* a row that has none of the votes so far may be out */
+            uint64_t reached[4];
+            counter_reaches(counter, digits, 4, need - left, reached);
+            for (int w = 0; w < 4; w++) {
+                r->match[w] &= reached[w];
+            }
+            if (!any_of(r->match)) {
                 return false;
             }
         }
@@ -149,127 +202,285 @@ static bool count_votes(task *task, uint32_t bit, const uint8_t *block, size_t s
     return true;
 }
 
-/* Scores of the rows in `match`, without their votes, to scratch->scores. */
-static void find_scores(task *task, const uint8_t *block, size_t stride, const uint64_t match[4],
-                        uint32_t *dims) {
+/* Scores of the rows that match, without their votes, to scratch->scores. */
+static void find_scores(task *task, const rows *r, uint32_t *dims) {
     const bw_search *search = task->search;
     int64_t *scores = task->scratch->scores;
-    uint64_t rows = count_of(match);
-    if (rows >= ROW_SCORES) {
-        search->kernels->scores(block, stride, search->table, search->score.constant, scores);
+    uint64_t matching = count_of(r->match);
+    if (matching >= ROW_SCORES) {
+        search->kernels->scores(r->codes, r->stride, search->table, search->score.constant, scores);
         *dims = UINT32_MAX;
         return;
     }
     for (uint32_t w = 0; w < 4; w++) {
-        for (uint64_t left = match[w]; left; left &= left - 1) {
-            uint32_t r = 64 * w + (uint32_t)__builtin_ctzll(left);
+        for (uint64_t left = r->match[w]; left; left &= left - 1) {
+            uint32_t row = 64 * w + (uint32_t)__builtin_ctzll(left);
             int64_t sum = search->score.constant;
             for (uint32_t d = 0; d < BW_DIMS; d++) {
-                sum += search->table[d * 256 + block[d * stride + r]];
+                sum += search->table[d * 256 + r->codes[d * r->stride + row]];
             }
-            scores[r] = sum;
+            scores[row] = sum;
         }
     }
-    task->stats.bytes += rows * BW_DIMS;
+    task->stats.bytes += r->origin ? 0 : matching * BW_DIMS;
 }
 
-/* One block that may hold matching rows: `certain` estimators vote for all of them, `open` ones for some. */
-static void search_block(task *task, uint32_t number, uint32_t bit, uint32_t certain, uint32_t open) {
+/* Decides which of the rows match, and hands them out. */
+static void settle(task *task, rows *r) {
     const bw_search *search = task->search;
-    size_t stride;
-    const uint8_t *block = bw_segment_block(task->segment, number, &stride);
-    uint64_t match[4], counter[PLANES * 4];
-    uint32_t planes = 0, dims = 0;
-    first_bits(bw_segment_block_rows(task->segment, number), match);
-    if (open > 0 && (certain < search->threshold || task->want_votes)) {
-        uint64_t valid[4];
-        memcpy(valid, match, sizeof valid);
-        planes = 32 - (uint32_t)__builtin_clz(open);
-        if (!count_votes(task, bit, block, stride, certain, open, valid, counter, planes, match, &dims)) {
-            task->stats.bytes += (uint64_t)BW_BLOCK_ROWS * (uint32_t)__builtin_popcount(dims);
-            return;
-        }
+    bw_batch *batch = task->batch;
+    uint64_t counter[DIGITS * 4];
+    uint32_t digits = 0, dims = 0;
+    bool some = true;
+    if (r->undecided > 0 && (r->certain < search->threshold || task->want_votes)) {
+        digits = 32 - (uint32_t)__builtin_clz(r->undecided);
+        some = count_votes(task, r, counter, digits, &dims);
     }
-    if (search->has_score && task->want_scores) {
-        find_scores(task, block, stride, match, &dims);
+    if (some && search->has_score && task->want_scores) {
+        find_scores(task, r, &dims);
     }
-    task->stats.bytes += (uint64_t)BW_BLOCK_ROWS * (uint32_t)__builtin_popcount(dims);
-    if (!task->batch && !search->score.has_threshold) {
-        task->stats.rows += count_of(match);
+    if (!r->origin) { /* gathering has been accounted for */
+        task->stats.bytes += (uint64_t)BW_BLOCK_ROWS * (uint32_t)__builtin_popcount(dims);
+    }
+    if (!batch && !search->score.has_threshold) {
+        task->stats.rows += some ? count_of(r->match) : 0;
         return;
     }
-    bw_batch *batch = task->batch;
-    const int64_t *ids = task->segment->ids + (size_t)number * BW_BLOCK_ROWS;
-    for (uint32_t w = 0; w < 4; w++) {
-        for (uint64_t left = match[w]; left; left &= left - 1) {
-            uint32_t r = 64 * w + (uint32_t)__builtin_ctzll(left);
-            uint32_t votes = certain + counter_read(counter, planes, 4, r);
-            int64_t score = votes;
-            if (search->has_score && task->want_scores) {
-                score = task->scratch->scores[r] + votes * search->score.votes;
-                if (search->score.has_threshold && score < search->score.threshold) {
-                    continue;
-                }
-            }
-            task->stats.rows++;
-            if (batch) {
-                uint64_t place = batch->rows++;
-                if (batch->ids) {
-                    batch->ids[place] = ids[r];
-                }
-                if (batch->votes) {
-                    batch->votes[place] = (int32_t)votes;
-                }
-                if (batch->scores) {
-                    batch->scores[place] = score;
-                }
-            }
+    uint8_t places[BW_BLOCK_ROWS];
+    uint32_t n = 0;
+    for (uint32_t w = 0; some && w < 4; w++) {
+        for (uint64_t left = r->match[w]; left; left &= left - 1) {
+            places[n++] = (uint8_t)(64 * w + (uint32_t)__builtin_ctzll(left));
         }
+    }
+    bool scored = search->has_score && task->want_scores;
+    int64_t votes[BW_BLOCK_ROWS], scores[BW_BLOCK_ROWS];
+    for (uint32_t i = 0; i < n && (task->want_votes || scored); i++) {
+        votes[i] = r->certain + counter_read(counter, digits, 4, places[i]);
+        scores[i] = scored ? task->scratch->scores[places[i]] + votes[i] * search->score.votes : votes[i];
+    }
+    if (search->score.has_threshold) {
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            places[kept] = places[i];
+            votes[kept] = votes[i];
+            scores[kept] = scores[i];
+            kept += scores[i] >= search->score.threshold;
+        }
+        n = kept;
+    }
+    task->stats.rows += n;
+    if (!batch) {
+        return;
+    }
+    /* A loop for each column: ids come from all over memory, and a short loop lets many come at once. */
+    uint64_t to = batch->rows;
+    batch->rows += n;
+    const int64_t *ids = task->segment->ids;
+    for (uint32_t i = 0; batch->ids && i < n; i++) {
+        uint32_t row = r->origin ? r->origin[places[i]] : r->first + places[i];
+        batch->ids[to + i] = search->places ? (int64_t)(task->first_place + row) : ids[row];
+    }
+    for (uint32_t i = 0; batch->votes && i < n; i++) {
+        batch->votes[to + i] = (int32_t)votes[i];
+    }
+    for (uint32_t i = 0; batch->scores && i < n; i++) {
+        batch->scores[to + i] = scores[i];
     }
 }
 
 /* ---- one group of 64 blocks ---- */
 
-static void search_group(task *task, uint32_t first) {
+/* What the zones say of a group's blocks, one bit each. */
+typedef struct group {
+    uint32_t first;
+    uint64_t valid;
+    uint64_t possible;                     /* rows may match */
+    uint64_t enough;                       /* of those: all rows have the votes */
+    uint64_t whole;                        /* of those: all rows match */
+    uint64_t upper[DIGITS], lower[DIGITS]; /* votes that a row may have, and that it must have */
+} group;
+
+static void group_zones(task *task, uint32_t first, group *g) {
     const bw_search *search = task->search;
     const bw_program *program = &search->program;
-    uint64_t upper[PLANES] = {0},
-             lower[PLANES] = {0}; /* votes that a row of each block may have, and that it must have */
     uint32_t blocks = task->segment->blocks - first;
-    uint64_t valid = blocks < BW_GROUP_BLOCKS ? ((uint64_t)1 << blocks) - 1 : ~(uint64_t)0;
-    uint64_t possible = valid, whole;
-    task->stats.bytes += (uint64_t)2 * BW_GROUP_BLOCKS * (uint32_t)__builtin_popcount(program->dims);
-    for (uint32_t e = 0; e < program->estimators && possible; e++) {
+    memset(g, 0, sizeof *g);
+    g->first = first;
+    g->valid = blocks < BW_GROUP_BLOCKS ? ((uint64_t)1 << blocks) - 1 : ~(uint64_t)0;
+    g->possible = g->valid;
+    if (search->estimate.path != BW_PATH_SCAN) {
+        task->stats.bytes += (uint64_t)2 * BW_GROUP_BLOCKS * (uint32_t)__builtin_popcount(program->dims);
+    }
+    for (uint32_t e = 0; e < program->estimators && g->possible; e++) {
         uint32_t box = program->first_box[e], n = program->first_box[e + 1] - box,
                  left = program->estimators - e - 1;
-        uint64_t alive, certain;
-        bw_boxes_zones(task->segment, search->kernels, first, program->boxes + box, n,
-                       task->scratch->overlaps + box, &alive, &certain);
-        counter_add(upper, search->planes, 1, &alive);
-        counter_add(lower, search->planes, 1, &certain);
+        uint64_t alive = ~(uint64_t)0, certain = 0;
+        if (search->estimate.path == BW_PATH_SCAN) {
+            memset(task->scratch->overlaps + box, 255, n * sizeof(uint64_t));
+        } else {
+            bw_boxes_zones(task->segment, search->kernels, first, program->boxes + box, n,
+                           task->scratch->overlaps + box, &alive, &certain);
+        }
+        counter_add(g->upper, search->digits, 1, &alive);
+        counter_add(g->lower, search->digits, 1, &certain);
+        task->scratch->alive[e] = alive;
         task->scratch->open[e] = alive & ~certain;
         if (search->threshold > left) {
-            counter_reaches(upper, search->planes, 1, search->threshold - left, &possible);
-            possible &= valid;
+            uint64_t reached;
+            counter_reaches(g->upper, search->digits, 1, search->threshold - left, &reached);
+            g->possible &= reached;
         }
     }
     if (search->threshold > program->estimators) {
-        possible = 0; /* some estimators have no boxes */
+        g->possible = 0; /* some estimators have no boxes */
     }
-    counter_reaches(lower, search->planes, 1, search->threshold, &whole);
-    whole = search->score.has_threshold ? 0 : whole & possible;
-    task->stats.blocks_pruned += (uint32_t)__builtin_popcountll(valid & ~possible);
-    task->stats.blocks_contained += (uint32_t)__builtin_popcountll(whole);
-    task->stats.blocks_scanned += (uint32_t)__builtin_popcountll(possible & ~whole);
-    for (uint64_t left = possible; left; left &= left - 1) {
+    counter_reaches(g->lower, search->digits, 1, search->threshold, &g->enough);
+    g->enough &= g->possible;
+    g->whole = search->score.has_threshold ? 0 : g->enough;
+}
+
+static void prefetch_planes(const uint8_t *planes, uint32_t dims) {
+    for (; dims; dims &= dims - 1) {
+        const uint8_t *at = planes + (size_t)(uint32_t)__builtin_ctz(dims) * 3 * BW_PLANE_BYTES;
+        __builtin_prefetch(at);
+        __builtin_prefetch(at + 64);
+    }
+}
+
+/* Tests the planes of `blocks`, two by two, while the next two come in from memory. Returns those that have
+ * rows left, which are in scratch->reached. */
+static uint64_t group_planes(task *task, const group *g, uint64_t blocks) {
+    const bw_search *search = task->search;
+    scratch *scratch = task->scratch;
+    uint64_t candidates = 0;
+    if (!blocks) {
+        return 0;
+    }
+    if (scratch->binned != task->segment) {
+        bw_planes_set(&scratch->planes, &search->program, search->threshold, task->segment);
+        scratch->binned = task->segment;
+    }
+    const uint8_t *planes = (const uint8_t *)bw_segment_planes(task->segment, g->first);
+    uint32_t dims = scratch->planes.program.dims;
+    uint64_t ahead = blocks;
+    for (int i = 0; ahead && i < FETCH_AHEAD; i++, ahead &= ahead - 1) {
+        prefetch_planes(planes + (size_t)(uint32_t)__builtin_ctzll(ahead) * BW_BLOCK_PLANES_BYTES, dims);
+    }
+    bw_planes_group(&scratch->planes, scratch->overlaps);
+    task->stats.blocks_planes += (uint32_t)__builtin_popcountll(blocks);
+    task->stats.bytes +=
+        (uint64_t)__builtin_popcountll(blocks) * 3 * BW_PLANE_BYTES * (uint32_t)__builtin_popcount(dims);
+    for (uint64_t left = blocks; left;) {
+        uint32_t pair[2];
+        uint64_t reached[2][4];
+        const uint8_t *next[2];
+        pair[0] = (uint32_t)__builtin_ctzll(left);
+        left &= left - 1;
+        pair[1] = left ? (uint32_t)__builtin_ctzll(left) : pair[0];
+        left &= left - 1;
+        bool more = ahead != 0;
+        for (int k = 0; more && k < 2; k++) {
+            next[k] =
+                ahead ? planes + (size_t)(uint32_t)__builtin_ctzll(ahead) * BW_BLOCK_PLANES_BYTES : next[0];
+            ahead &= ahead - 1;
+        }
+        if (!search->kernels->planes(bw_segment_planes(task->segment, g->first + pair[0]),
+                                     bw_segment_planes(task->segment, g->first + pair[1]), more ? next : NULL,
+                                     &scratch->planes.program, scratch->planes.overlaps,
+                                     (uint64_t)1 << pair[0] | (uint64_t)1 << pair[1], scratch->planes.work,
+                                     reached)) {
+            continue;
+        }
+        for (int k = 0; k < 2; k++) {
+            uint64_t rows[4];
+            first_bits(bw_segment_block_rows(task->segment, g->first + pair[k]), rows);
+            for (int w = 0; w < 4; w++) {
+                scratch->reached[pair[k]][w] = reached[k][w] & rows[w];
+            }
+            if (any_of(scratch->reached[pair[k]])) {
+                candidates |= (uint64_t)1 << pair[k];
+            }
+        }
+    }
+    return candidates;
+}
+
+/* A whole block: `certain` of the estimators alive on it vote for all its rows. */
+static void settle_block(task *task, const group *g, uint32_t bit) {
+    const bw_search *search = task->search;
+    rows r = {.blocks = (uint64_t)1 << bit, .asked = task->scratch->open};
+    r.codes = bw_segment_block(task->segment, g->first + bit, &r.stride);
+    r.first = (g->first + bit) * BW_BLOCK_ROWS;
+    r.certain = counter_read(g->lower, search->digits, 1, bit);
+    r.undecided = counter_read(g->upper, search->digits, 1, bit) - r.certain;
+    first_bits(bw_segment_block_rows(task->segment, g->first + bit), r.match);
+    settle(task, &r);
+}
+
+/* Rows that planes left: `count` of them have been gathered, of `blocks`. */
+static void settle_gathered(task *task, uint32_t count, uint64_t blocks) {
+    scratch *scratch = task->scratch;
+    rows r = {.codes = scratch->gathered, .stride = BW_GATHER_STRIDE, .blocks = blocks};
+    r.origin = scratch->origin;
+    r.asked = scratch->alive;
+    for (uint32_t e = 0; e < task->search->program.estimators; e++) {
+        r.undecided += (scratch->alive[e] & blocks) != 0;
+    }
+    first_bits(count, r.match);
+    settle(task, &r);
+}
+
+/* Appends what planes left of a block. */
+static void gather(task *task, uint32_t number, const uint64_t wanted[4], uint32_t *count) {
+    scratch *scratch = task->scratch;
+    size_t stride;
+    const uint8_t *block = bw_segment_block(task->segment, number, &stride);
+    uint32_t dims = task->want_scores && task->search->has_score ? UINT32_MAX : task->search->program.dims;
+    for (uint32_t w = 0; w < 4; w++) {
+        if (!wanted[w]) {
+            continue;
+        }
+        task->search->kernels->gather(block + 64 * w, stride, dims, wanted[w], scratch->gathered + *count);
+        task->stats.bytes += (uint64_t)64 * (uint32_t)__builtin_popcount(dims);
+        for (uint64_t left = wanted[w]; left; left &= left - 1) {
+            scratch->origin[(*count)++] = number * BW_BLOCK_ROWS + 64 * w + (uint32_t)__builtin_ctzll(left);
+        }
+    }
+}
+
+static void search_group(task *task, uint32_t first) {
+    const bw_search *search = task->search;
+    group g;
+    group_zones(task, first, &g);
+    uint64_t tested = search->estimate.path == BW_PATH_PLANES ? g.possible & ~g.enough : 0;
+    uint64_t open = (g.possible & ~tested) | group_planes(task, &g, tested);
+    task->stats.blocks_pruned += (uint32_t)__builtin_popcountll(g.valid & ~g.possible);
+    task->stats.blocks_contained += (uint32_t)__builtin_popcountll(g.whole);
+    task->stats.blocks_scanned += (uint32_t)__builtin_popcountll(open & ~g.whole);
+    uint32_t count = 0; /* rows gathered, */
+    uint64_t of = 0;    /* of these blocks */
+    for (uint64_t left = open; left; left &= left - 1) {
         uint32_t bit = (uint32_t)__builtin_ctzll(left);
-        if (!task->batch && whole >> bit & 1) {
+        if (!task->batch && g.whole >> bit & 1) {
             task->stats.rows += bw_segment_block_rows(task->segment, first + bit);
             continue;
         }
-        uint32_t certain = counter_read(lower, search->planes, 1, bit);
-        uint32_t open = counter_read(upper, search->planes, 1, bit) - certain;
-        search_block(task, first + bit, bit, certain, open);
+        bool apart = !(tested >> bit & 1);
+        if (count > 0 && (apart || count + count_of(task->scratch->reached[bit]) > BW_BLOCK_ROWS)) {
+            settle_gathered(task, count, of); /* rows go out in index order */
+            count = 0;
+            of = 0;
+        }
+        if (apart) {
+            settle_block(task, &g, bit);
+        } else {
+            gather(task, first + bit, task->scratch->reached[bit], &count);
+            of |= (uint64_t)1 << bit;
+        }
+    }
+    if (count > 0) {
+        settle_gathered(task, count, of);
     }
 }
 
@@ -279,24 +490,58 @@ static void scratch_free(scratch *s) {
     if (s) {
         bw_free(s->overlaps);
         bw_free(s->open);
+        bw_free(s->alive);
+        bw_free(s->gathered);
+        bw_planes_free(&s->planes);
         bw_free(s);
     }
 }
 
-static int32_t scratch_new(const bw_search *search, scratch **made, bw_error *error) {
+/* One that an earlier call left, or a new one. */
+static int32_t scratch_take(bw_search *search, scratch **taken, bw_error *error) {
+    for (int i = 0; i < IDLE; i++) {
+        scratch *idle = atomic_exchange_explicit(&search->idle[i], NULL, memory_order_acquire);
+        if (idle) {
+            *taken = idle;
+            return BW_OK;
+        }
+    }
     const bw_program *program = &search->program;
-    size_t boxes = program->first_box[program->estimators];
+    size_t boxes = bw_program_boxes(program);
     scratch *s = bw_alloc_zero(1, sizeof *s);
     if (s) {
         s->overlaps = bw_alloc_array(boxes, sizeof *s->overlaps);
         s->open = bw_alloc_array(program->estimators, sizeof *s->open);
+        s->alive = bw_alloc_array(program->estimators, sizeof *s->alive);
     }
-    if (!s || !s->overlaps || !s->open) {
+    if (!s || !s->overlaps || !s->open || !s->alive) {
         scratch_free(s);
         return bw_fail_nomem(error, sizeof *s + boxes * sizeof(uint64_t));
     }
-    *made = s;
+    if (search->estimate.path == BW_PATH_PLANES) {
+        int32_t status = bw_planes_new(program, &s->planes, error);
+        s->gathered = bw_alloc_aligned(BW_GATHER_STRIDE * BW_DIMS);
+        if (status == BW_OK && !s->gathered) {
+            status = bw_fail_nomem(error, BW_GATHER_STRIDE * BW_DIMS);
+        }
+        if (status != BW_OK) {
+            scratch_free(s);
+            return status;
+        }
+    }
+    *taken = s;
     return BW_OK;
+}
+
+static void scratch_give_back(bw_search *search, scratch *s) {
+    for (int i = 0; i < IDLE && s; i++) {
+        scratch *none = NULL;
+        if (atomic_compare_exchange_strong_explicit(&search->idle[i], &none, s, memory_order_release,
+                                                    memory_order_relaxed)) {
+            s = NULL;
+        }
+    }
+    scratch_free(s);
 }
 
 /* Takes the next morsel and searches it; false when none is left. */
@@ -316,6 +561,7 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
     }
     task t = {.search = search, .segment = search->index->segments[low], .scratch = scratch};
     t.batch = search->count_only ? NULL : batch;
+    t.first_place = search->index->first_blocks[low] * BW_BLOCK_ROWS;
     t.want_scores = search->score.has_threshold || (t.batch && batch->scores);
     t.want_votes =
         (t.batch && batch->votes) || (t.want_scores && (!search->has_score || search->score.votes != 0));
@@ -326,6 +572,7 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
     atomic_fetch_add_explicit(&search->rows, t.stats.rows, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->pruned, t.stats.blocks_pruned, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->contained, t.stats.blocks_contained, memory_order_relaxed);
+    atomic_fetch_add_explicit(&search->planes, t.stats.blocks_planes, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->scanned, t.stats.blocks_scanned, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->bytes, t.stats.bytes, memory_order_relaxed);
     uint64_t now = bw_now() - search->opened;
@@ -338,10 +585,125 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
     return true;
 }
 
+/* ---- the choice of a path ---- */
+
+/* What the steps of a search cost, in nanoseconds of one core (Zen 5, AVX-512). Fitted to the times of counts
+ * with each path forced (bw_search_open_path) against what a survey of all groups and blocks says of them:
+ * ensembles of 25 to 70 boxes, trained ones among them, and single boxes, on 1,000,000 rows (in the cache for
+ * the most part) and 10,000,000 (in memory), realistic and uniform. A path is chosen by their proportions,
+ * which memory and instruction set change little; the same constants everywhere give the same path
+ * everywhere. */
+#define COST_ZONES_BOX 5.0      /* a box on the zones of 64 blocks */
+#define COST_BLOCK 150.0        /* a block whose codes are looked at, */
+#define COST_TEST 100.0         /* and each box there */
+#define COST_PLANES 100.0       /* a block whose planes are looked at, */
+#define COST_PLANES_BOX 4.0     /* and each box that its zones leave */
+#define COST_CANDIDATE 180.0    /* a block of which planes leave rows, */
+#define COST_CANDIDATE_ROW 2.0  /* each such row, */
+#define COST_CANDIDATE_TEST 0.1 /* and each box of the model on it */
+
+#define SURVEY_GROUPS 8 /* groups that are looked at for an estimate: at most, */
+#define SURVEY_SHARE 4  /* and one in so many; */
+#define SURVEY_PAIRS 2  /* in each so many pairs of blocks on planes, */
+#define SURVEY_BLOCKS 1 /* and so many blocks on codes */
+
+/* Of the bits set in `bits`, n evenly spaced ones. */
+static uint64_t spread(uint64_t bits, uint32_t n) {
+    uint32_t total = (uint32_t)__builtin_popcountll(bits), seen = 0, taken = 0;
+    uint64_t some = 0;
+    for (; bits; bits &= bits - 1, seen++) {
+        if (total <= n || (taken < n && seen == (2 * taken + 1) * total / (2 * n))) {
+            some |= bits & -bits;
+            taken++;
+        }
+    }
+    return some;
+}
+
+/* Looks at a few groups, evenly spaced, and sets search->estimate: with the cheapest path, or with the given
+ * one. The same index and model give the same numbers. */
+static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
+    const bw_index *index = search->index;
+    const bw_program *program = &search->program;
+    uint64_t groups = 0, passed = 0;
+    uint32_t boxes = bw_program_boxes(program), looked = 0, segment = 0;
+    for (uint32_t i = 0; i < index->info.segments; i++) {
+        groups += (index->segments[i]->blocks + (uint64_t)BW_GROUP_BLOCKS - 1) / BW_GROUP_BLOCKS;
+    }
+    search->estimate.path = path == BW_PATH_CHOOSE ? BW_PATH_ZONES : path;
+    if (groups == 0 || program->estimators == 0 || search->threshold > program->estimators) {
+        return BW_OK; /* nothing to choose */
+    }
+    scratch *scratch;
+    search->estimate.path = BW_PATH_PLANES;
+    int32_t status = scratch_take(search, &scratch, error);
+    if (status != BW_OK) {
+        return status;
+    }
+    uint64_t most = groups / SURVEY_SHARE;
+    most = most < 1 ? 1 : most > SURVEY_GROUPS ? SURVEY_GROUPS : most;
+    task t = {.search = search, .scratch = scratch, .want_votes = !search->count_only};
+    t.want_scores = search->score.has_threshold;
+    double blocks = 0, open = 0, live = 0, binned = 0, tried = 0, candidates = 0, rows = 0, read = 0;
+    for (; looked < most; looked++) {
+        uint64_t at = (2 * (uint64_t)looked + 1) * groups / (2 * most), own;
+        while (at >= passed + (own = (index->segments[segment]->blocks + (uint64_t)BW_GROUP_BLOCKS - 1) /
+                                     BW_GROUP_BLOCKS)) {
+            passed += own;
+            segment++;
+        }
+        group g;
+        t.segment = index->segments[segment];
+        group_zones(&t, (uint32_t)(at - passed) * BW_GROUP_BLOCKS, &g);
+        uint64_t undecided = g.possible & ~g.enough;
+        blocks += (double)__builtin_popcountll(g.valid);
+        open += (double)__builtin_popcountll(undecided);
+        for (uint32_t i = 0; undecided && i < boxes; i++) {
+            live += (double)__builtin_popcountll(scratch->overlaps[i] & undecided);
+        }
+        uint64_t tested = spread(undecided, 2 * SURVEY_PAIRS);
+        uint64_t left = group_planes(&t, &g, tested);
+        binned += (double)__builtin_popcountll(tested);
+        candidates += (double)__builtin_popcountll(left);
+        for (; left; left &= left - 1) {
+            rows += (double)count_of(scratch->reached[__builtin_ctzll(left)]);
+        }
+        for (left = spread(undecided, SURVEY_BLOCKS); left; left &= left - 1) {
+            settle_block(&t, &g, (uint32_t)__builtin_ctzll(left));
+            read++;
+        }
+    }
+    scratch_give_back(search, scratch);
+    tried = read > 0 ? (double)t.tests / read : 0;
+    double scale = (double)index->first_blocks[index->info.segments] / blocks;
+    double zones = (double)groups * boxes * COST_ZONES_BOX;
+    double share = binned > 0 ? open * scale / binned : 0; /* blocks that one block tried stands for */
+    double cost[4];
+    cost[BW_PATH_ZONES] = zones + open * scale * (COST_BLOCK + tried * COST_TEST);
+    cost[BW_PATH_PLANES] =
+        zones + open * scale * COST_PLANES + live * scale * COST_PLANES_BOX +
+        share * (candidates * COST_CANDIDATE + rows * (COST_CANDIDATE_ROW + boxes * COST_CANDIDATE_TEST));
+    cost[BW_PATH_SCAN] =
+        blocks * scale * (COST_BLOCK + (live > 0 ? tried * boxes * open / live : boxes) * COST_TEST);
+    if (path == BW_PATH_CHOOSE) {
+        path = cost[BW_PATH_PLANES] <= cost[BW_PATH_ZONES] ? BW_PATH_PLANES : BW_PATH_ZONES;
+        path = cost[BW_PATH_SCAN] < cost[path] ? BW_PATH_SCAN : path;
+    }
+    double total = (double)index->first_blocks[index->info.segments];
+    double touched = path == BW_PATH_SCAN ? total : open * scale;
+    search->estimate = (bw_estimate){path, touched < total ? touched : total, cost[path]};
+    return BW_OK;
+}
+
 /* ---- the object ---- */
 
 int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search,
                        bw_error *error) {
+    return bw_search_open_path(index, model, flags, BW_PATH_CHOOSE, search, error);
+}
+
+int32_t bw_search_open_path(const bw_index *index, const bw_model *model, uint32_t flags, bw_path path,
+                            bw_search **search, bw_error *error) {
     if (!index || !model || !search) {
         return bw_fail(error, BW_INVALID, "a search needs an index, a model and a place for the result");
     }
@@ -366,17 +728,12 @@ int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t fl
     s->count_only = flags & BW_COUNT_ONLY;
     s->threshold = model->threshold;
     s->has_score = model->has_score;
-    bw_sample sample = {0};
-    int32_t status = bw_sample_draw(index, BW_BLOCK_ROWS, &sample, error);
-    if (status == BW_OK) {
-        status = bw_program_make(model, &sample, s->kernels, &s->program, error);
-    }
-    bw_free(sample.codes);
+    int32_t status = bw_program_make(index, model, s->kernels, &s->program, error);
     if (status != BW_OK) {
         bw_search_close(s);
         return status;
     }
-    s->planes = s->program.estimators ? 32 - (uint32_t)__builtin_clz(s->program.estimators) : 1;
+    s->digits = s->program.estimators ? 32 - (uint32_t)__builtin_clz(s->program.estimators) : 1;
     s->first_morsels = bw_alloc_array((size_t)index->info.segments + 1, sizeof *s->first_morsels);
     if (model->has_score) {
         s->score = model->score;
@@ -395,18 +752,30 @@ int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t fl
     }
     s->first_morsels[index->info.segments] = s->morsels;
     s->index = bw_index_retain(index);
+    status = survey(s, path, error);
+    if (status != BW_OK) {
+        bw_search_close(s);
+        return status;
+    }
     *search = s;
     return BW_OK;
 }
 
 void bw_search_close(bw_search *search) {
     if (search) {
+        for (int i = 0; i < IDLE; i++) {
+            scratch_free(atomic_load_explicit(&search->idle[i], memory_order_acquire));
+        }
         bw_index_close((bw_index *)search->index);
         bw_program_free(&search->program);
         bw_free(search->table);
         bw_free(search->first_morsels);
         bw_free(search);
     }
+}
+
+void bw_search_give_places(bw_search *search) {
+    search->places = true;
 }
 
 uint64_t bw_search_morsels(const bw_search *search) {
@@ -425,11 +794,11 @@ int32_t bw_search_next(bw_search *search, bw_batch *batch, uint64_t *morsel, bw_
         return BW_OK;
     }
     scratch *scratch;
-    int32_t status = scratch_new(search, &scratch, error);
+    int32_t status = scratch_take(search, &scratch, error);
     if (status == BW_OK) {
         while (search_morsel(search, scratch, batch, morsel) && (search->count_only || batch->rows == 0)) {
         }
-        scratch_free(scratch);
+        scratch_give_back(search, scratch);
     }
     return status;
 }
@@ -439,6 +808,7 @@ void bw_search_stats(const bw_search *search, bw_stats *stats) {
     stats->blocks = search->index->first_blocks[search->index->info.segments];
     stats->blocks_pruned = atomic_load(&search->pruned);
     stats->blocks_contained = atomic_load(&search->contained);
+    stats->blocks_planes = atomic_load(&search->planes);
     stats->blocks_scanned = atomic_load(&search->scanned);
     stats->bytes = atomic_load(&search->bytes);
     stats->nanoseconds = atomic_load(&search->nanoseconds);
@@ -499,7 +869,7 @@ static void run_worker(void *context, uint32_t worker) {
     bw_error error = {0};
     bw_rows buffer = {0};
     scratch *scratch = NULL;
-    int32_t status = scratch_new(run->search, &scratch, &error);
+    int32_t status = scratch_take(run->search, &scratch, &error);
     if (status == BW_OK && run->pieces && !rows_allocate(&buffer, BW_MORSEL_ROWS)) {
         status = bw_fail_nomem(&error, BW_MORSEL_ROWS * 20);
     }
@@ -527,7 +897,7 @@ static void run_worker(void *context, uint32_t worker) {
         run_fail(run, status, &error);
     }
     rows_release(&buffer);
-    scratch_free(scratch);
+    scratch_give_back(run->search, scratch);
 }
 
 /* Joins the pieces in morsel order, releasing them. */
@@ -556,12 +926,18 @@ static int32_t run_join(run *run, bw_rows **rows, bw_error *error) {
 
 int32_t bw_search_run(const bw_index *index, const bw_model *model, uint32_t flags, uint32_t threads,
                       const volatile int32_t *cancel, bw_rows **rows, bw_stats *stats, bw_error *error) {
+    return bw_search_run_path(index, model, flags, BW_PATH_CHOOSE, threads, cancel, rows, stats, NULL, error);
+}
+
+int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_t flags, bw_path path,
+                           uint32_t threads, const volatile int32_t *cancel, bw_rows **rows, bw_stats *stats,
+                           bw_estimate *estimate, bw_error *error) {
     bool count_only = flags & BW_COUNT_ONLY;
     if (!rows && !count_only) {
         return bw_fail(error, BW_INVALID, "a search that does not only count needs a place for its rows");
     }
     run run = {.cancel = cancel};
-    int32_t status = bw_search_open(index, model, flags, &run.search, error);
+    int32_t status = bw_search_open_path(index, model, flags, path, &run.search, error);
     if (status != BW_OK) {
         return status;
     }
@@ -586,10 +962,18 @@ int32_t bw_search_run(const bw_index *index, const bw_model *model, uint32_t fla
     if (status == BW_OK && stats) {
         bw_search_stats(run.search, stats);
     }
+    if (status == BW_OK && estimate) {
+        *estimate = run.search->estimate;
+    }
     for (uint64_t m = 0; run.pieces && m < morsels; m++) {
         rows_release(&run.pieces[m]);
     }
     bw_free(run.pieces);
     bw_search_close(run.search);
     return status;
+}
+
+const char *bw_path_name(bw_path path) {
+    static const char *const names[] = {"", "zones", "planes", "scan"};
+    return names[path];
 }

@@ -16,7 +16,7 @@ typedef struct bw_segment {
     uint32_t zone_stride;    /* blocks rounded up to 64 */
     const int64_t *ids;      /* rows, in index order */
     const uint32_t *id_rows; /* rows: row numbers in ascending order of id */
-    const uint8_t *codes;    /* tiles */
+    const uint8_t *codes;    /* blocks of 32 columns of 256 values */
     const uint8_t *zone_min; /* [32][zone_stride] */
     const uint8_t *zone_max;
     const uint64_t *planes; /* [blocks][32][3][4]: bits of bins, the highest first; row r of a block is bit
@@ -38,16 +38,23 @@ typedef struct bw_segment {
  * segment. */
 int32_t bw_segment_open(const char *folder, const char *name, bw_segment **segment, bw_error *error);
 void bw_segment_close(bw_segment *segment);
-int32_t bw_segment_validate(const bw_segment *segment, bw_error *error); /* deep: O(rows) */
+/* Fills all of a segment but its map from that map, whose header and section table must be right. */
+void bw_segment_attach(bw_segment *segment, const char *name);
+/* Header, section table and checksums of a file; then what searches follow without looking: row numbers,
+ * bins, recall. Together they are the check of bw_segment_open. */
+int32_t bw_segment_check(const char *name, const bw_map *map, bw_error *error);
+int32_t bw_segment_check_contents(const bw_segment *segment, bw_error *error);
+
+/* segment_validate.c. Deep, O(rows): the checks of the opening again, then everything that was made from the
+ * ids and codes against these. BW_NOMEM, or BW_CORRUPT with the first contradiction. */
+int32_t bw_segment_validate(const bw_segment *segment, bw_error *error);
 
 /* Where the columns of a block are: dimension d's 256 values start at the result + d * *stride. Values past
- * the last row are zero. The last tile is as wide as its blocks, every other one BW_TILE_ROWS. */
+ * the last row are zero. A block is two pages: k-NN and the verification of candidates look at few blocks
+ * here and there, and columns longer than a block would make each of them 32 pages. */
 static inline const uint8_t *bw_segment_block(const bw_segment *segment, uint32_t block, size_t *stride) {
-    const uint32_t per_tile = BW_TILE_ROWS / BW_BLOCK_ROWS;
-    uint32_t tile = block / per_tile, in_tile = block % per_tile;
-    uint32_t left = segment->blocks - tile * per_tile;
-    *stride = (size_t)(left < per_tile ? left : per_tile) * BW_BLOCK_ROWS;
-    return segment->codes + (size_t)tile * BW_TILE_ROWS * BW_DIMS + (size_t)in_tile * BW_BLOCK_ROWS;
+    *stride = BW_BLOCK_ROWS;
+    return segment->codes + (size_t)block * BW_BLOCK_ROWS * BW_DIMS;
 }
 
 /* Rows that block holds: 256, fewer in the last one. */
@@ -61,8 +68,8 @@ static inline uint32_t bw_segment_block_rows(const bw_segment *segment, uint32_t
 int32_t bw_sort_ids(const int64_t *ids, uint64_t rows, uint32_t *sorted, bw_error *error);
 
 /* The order of rows in a segment. order[i] is the input row that goes to place i; depends on the set of
- * (id, code) alone. */
+ * (id, code) alone, not on the number of threads (0: one a core). Needs 72 bytes a row while it works. */
 int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order,
-                         bw_progress progress, void *context, bw_error *error);
+                         uint32_t threads, bw_progress progress, void *context, bw_error *error);
 
 #endif

@@ -4,9 +4,13 @@
 #include "segment.h"
 #include "segment_format.h"
 
-#define REPAIR "Run: boxwood repair"
+#include <stdatomic.h>
 
-static const char *const section_names[BW_SECTION_KINDS] = {"", "ids", "id rows", "codes", "zones"};
+#define REPAIR "Run: boxwood repair"
+#define PARALLEL_BYTES ((size_t)64 << 20) /* checksums of smaller files are not worth threads */
+
+static const char *const section_names[BW_SECTION_KINDS] = {
+    "", "ids", "id rows", "codes", "zones", "planes", "bins", "centroids", "histograms", "sample", "recall"};
 
 static int32_t check_header(const char *name, const bw_map *map, const bw_segment_header *header,
                             bw_error *error) {
@@ -35,7 +39,7 @@ static int32_t check_header(const char *name, const bw_map *map, const bw_segmen
     if (header->header_bytes != BW_HEADER_BYTES || header->dims != BW_DIMS ||
         header->block_rows != BW_BLOCK_ROWS || header->tile_rows != BW_TILE_ROWS) {
         return bw_fail(error, BW_CORRUPT,
-                       "segment %s: header: dimensions, block or tile are not those of format 1. " REPAIR,
+                       "segment %s: header: dimensions, block or tile are not those of format 2. " REPAIR,
                        name);
     }
     if (header->rows < 1 || header->rows > BW_SEGMENT_ROWS_MAX) {
@@ -75,7 +79,7 @@ static int32_t check_table(const char *name, const bw_map *map, const bw_segment
         const bw_section *section = &header->table[i];
         if (section->kind < BW_SECTION_IDS || section->kind >= BW_SECTION_KINDS) {
             return bw_fail(error, BW_CORRUPT,
-                           "segment %s: section table: kind %u is unknown to format 1. " REPAIR, name,
+                           "segment %s: section table: kind %u is unknown to format 2. " REPAIR, name,
                            section->kind);
         }
         const char *what = section_names[section->kind];
@@ -113,18 +117,56 @@ static int32_t check_table(const char *name, const bw_map *map, const bw_segment
     return BW_OK;
 }
 
-static int32_t check_sums(const char *name, const bw_map *map, const bw_segment_header *header,
-                          bw_error *error) {
-    const bw_kernels *kernels = bw_kernels_get();
-    for (uint32_t i = 0; i < header->sections; i++) {
-        const bw_section *section = &header->table[i];
-        if (kernels->crc32c(0, map->data + section->offset, section->bytes) != section->checksum) {
+typedef struct sums {
+    const bw_map *map;
+    const bw_section *const *sections; /* by kind */
+    _Atomic uint32_t next;
+    bool right[BW_SECTION_KINDS];
+} sums;
+
+static void sum_sections(void *context, uint32_t worker) {
+    /* The largest first, so that threads end together. */
+    static const uint8_t kinds[] = {BW_SECTION_CODES,   BW_SECTION_PLANES,     BW_SECTION_IDS,
+                                    BW_SECTION_ID_ROWS, BW_SECTION_ZONES,      BW_SECTION_CENTROIDS,
+                                    BW_SECTION_SAMPLE,  BW_SECTION_HISTOGRAMS, BW_SECTION_BINS,
+                                    BW_SECTION_RECALL};
+    _Static_assert(sizeof kinds == BW_SECTION_KINDS - 1, "each once");
+    sums *all = context;
+    (void)worker;
+    for (uint32_t i; (i = atomic_fetch_add(&all->next, 1)) < sizeof kinds;) {
+        const bw_section *section = all->sections[kinds[i]];
+        uint32_t sum = bw_kernels_get()->crc32c(0, all->map->data + section->offset, section->bytes);
+        all->right[kinds[i]] = sum == section->checksum;
+    }
+}
+
+static int32_t check_sums(const char *name, const bw_map *map,
+                          const bw_section *const sections[BW_SECTION_KINDS], bw_error *error) {
+    sums all = {.map = map, .sections = sections};
+    bw_parallel(map->bytes < PARALLEL_BYTES ? 1 : 0, sum_sections, &all);
+    for (uint32_t kind = BW_SECTION_IDS; kind < BW_SECTION_KINDS; kind++) {
+        if (!all.right[kind]) {
             return bw_fail(error, BW_CORRUPT,
                            "segment %s: section %s: checksum does not match; the file is damaged. " REPAIR,
-                           name, section_names[section->kind]);
+                           name, section_names[kind]);
         }
     }
     return BW_OK;
+}
+
+int32_t bw_segment_check(const char *name, const bw_map *map, bw_error *error) {
+    if (map->bytes < BW_HEADER_BYTES) {
+        return bw_fail(error, BW_CORRUPT,
+                       "segment %s: the file has %zu bytes, fewer than its header. " REPAIR, name,
+                       map->bytes);
+    }
+    const bw_segment_header *header = (const bw_segment_header *)(const void *)map->data;
+    const bw_section *sections[BW_SECTION_KINDS] = {NULL};
+    int32_t code = check_header(name, map, header, error);
+    if (code == BW_OK) {
+        code = check_table(name, map, header, sections, error);
+    }
+    return code == BW_OK ? check_sums(name, map, sections, error) : code;
 }
 
 /* What is followed without looking later: row numbers, and the ids at both ends. */
@@ -144,6 +186,81 @@ static int32_t check_id_rows(const bw_segment *segment, bw_error *error) {
                        segment->info.name);
     }
     return BW_OK;
+}
+
+/* What searches rely on in the small sections. */
+static int32_t check_bins_and_recall(const bw_segment *segment, bw_error *error) {
+    const char *name = segment->info.name;
+    for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
+        bool ascending = segment->bins[dim][0] == 0;
+        for (uint32_t bin = 1; bin < BW_BINS; bin++) {
+            ascending &= segment->bins[dim][bin - 1] <= segment->bins[dim][bin];
+        }
+        if (!ascending) {
+            return bw_fail(error, BW_CORRUPT,
+                           "segment %s: section bins: the bins of dimension %u do not ascend from 0. " REPAIR,
+                           name, dim);
+        }
+    }
+    uint64_t granules = (segment->rows + BW_GRANULE_ROWS - 1) / BW_GRANULE_ROWS;
+    for (uint32_t k = 0; k < BW_RECALL_KS; k++) {
+        const uint32_t *effort = segment->recall->effort[k];
+        bool ascending = effort[BW_RECALL_LEVELS - 1] <= granules;
+        for (uint32_t level = 1; level < BW_RECALL_LEVELS; level++) {
+            ascending &= effort[level - 1] <= effort[level];
+        }
+        if (!ascending) {
+            return bw_fail(
+                error, BW_CORRUPT,
+                "segment %s: section recall: row %u does not ascend to at most %llu granules. " REPAIR, name,
+                k, (unsigned long long)granules);
+        }
+    }
+    return BW_OK;
+}
+
+int32_t bw_segment_check_contents(const bw_segment *segment, bw_error *error) {
+    int32_t code = check_id_rows(segment, error);
+    return code == BW_OK ? check_bins_and_recall(segment, error) : code;
+}
+
+void bw_segment_attach(bw_segment *segment, const char *name) {
+    const uint8_t *data = segment->map.data;
+    /* Maps begin at a page and sections at multiples of one, so that everything is aligned. */
+    const bw_segment_header *header = (const bw_segment_header *)(const void *)data;
+    const uint8_t *sections[BW_SECTION_KINDS] = {NULL};
+    for (uint32_t i = 0; i < header->sections; i++) {
+        sections[header->table[i].kind] = data + header->table[i].offset;
+    }
+    segment->rows = header->rows;
+    segment->blocks = (uint32_t)(bw_round_up(header->rows, BW_BLOCK_ROWS) / BW_BLOCK_ROWS);
+    segment->zone_stride = (uint32_t)bw_round_up(segment->blocks, 64);
+    segment->tiles = (uint32_t)(bw_round_up(header->rows, BW_TILE_ROWS) / BW_TILE_ROWS);
+    segment->tile_stride = (uint32_t)bw_round_up(segment->tiles, 64);
+    segment->ids = (const int64_t *)(const void *)sections[BW_SECTION_IDS];
+    segment->id_rows = (const uint32_t *)(const void *)sections[BW_SECTION_ID_ROWS];
+    segment->codes = sections[BW_SECTION_CODES];
+    segment->zone_min = sections[BW_SECTION_ZONES];
+    segment->zone_max = segment->zone_min + (size_t)segment->zone_stride * BW_DIMS;
+    segment->planes = (const uint64_t *)(const void *)sections[BW_SECTION_PLANES];
+    segment->bins = (const uint8_t (*)[BW_BINS])sections[BW_SECTION_BINS];
+    segment->tile_centroids = sections[BW_SECTION_CENTROIDS];
+    segment->granule_centroids = segment->tile_centroids + (size_t)segment->tile_stride * BW_DIMS;
+    segment->histograms = (const uint32_t (*)[256])(const void *)sections[BW_SECTION_HISTOGRAMS];
+    segment->sample_rows = header->rows < BW_SAMPLE_ROWS ? (uint32_t)header->rows : BW_SAMPLE_ROWS;
+    segment->sample = sections[BW_SECTION_SAMPLE];
+    segment->recall = (const bw_recall *)(const void *)sections[BW_SECTION_RECALL];
+    segment->header_checksum = header->checksum;
+    memcpy(segment->uuid, header->uuid, sizeof segment->uuid);
+    segment->fingerprints = header->fingerprints;
+    segment->info = (bw_segment_info){.rows = header->rows,
+                                      .blocks = segment->blocks,
+                                      .bytes = header->bytes,
+                                      .generation = header->generation,
+                                      .format = header->format,
+                                      .min_id = header->min_id,
+                                      .max_id = header->max_id};
+    memcpy(segment->info.name, name, strlen(name) + 1);
 }
 
 int32_t bw_segment_open(const char *folder, const char *name, bw_segment **result, bw_error *error) {
@@ -166,45 +283,10 @@ int32_t bw_segment_open(const char *folder, const char *name, bw_segment **resul
         bw_free(segment);
         return code;
     }
-    const bw_map *map = &segment->map;
-    if (map->bytes < BW_HEADER_BYTES) {
-        code =
-            bw_fail(error, BW_CORRUPT, "segment %s: the file has %zu bytes, fewer than its header. " REPAIR,
-                    name, map->bytes);
-        bw_segment_close(segment);
-        return code;
-    }
-    /* Maps begin at a page, so that the header and every section are aligned. */
-    const bw_segment_header *header = (const bw_segment_header *)(const void *)map->data;
-    const bw_section *sections[BW_SECTION_KINDS] = {NULL};
-    code = check_header(name, map, header, error);
+    code = bw_segment_check(name, &segment->map, error);
     if (code == BW_OK) {
-        code = check_table(name, map, header, sections, error);
-    }
-    if (code == BW_OK) {
-        code = check_sums(name, map, header, error);
-    }
-    if (code == BW_OK) {
-        segment->rows = header->rows;
-        segment->blocks = (uint32_t)(bw_round_up(header->rows, BW_BLOCK_ROWS) / BW_BLOCK_ROWS);
-        segment->zone_stride = (uint32_t)bw_round_up(segment->blocks, 64);
-        segment->ids = (const int64_t *)(const void *)(map->data + sections[BW_SECTION_IDS]->offset);
-        segment->id_rows = (const uint32_t *)(const void *)(map->data + sections[BW_SECTION_ID_ROWS]->offset);
-        segment->codes = map->data + sections[BW_SECTION_CODES]->offset;
-        segment->zone_min = map->data + sections[BW_SECTION_ZONES]->offset;
-        segment->zone_max = segment->zone_min + (size_t)segment->zone_stride * BW_DIMS;
-        segment->header_checksum = header->checksum;
-        memcpy(segment->uuid, header->uuid, sizeof segment->uuid);
-        segment->fingerprints = header->fingerprints;
-        segment->info = (bw_segment_info){.rows = header->rows,
-                                          .blocks = segment->blocks,
-                                          .bytes = header->bytes,
-                                          .generation = header->generation,
-                                          .format = header->format,
-                                          .min_id = header->min_id,
-                                          .max_id = header->max_id};
-        memcpy(segment->info.name, name, strlen(name) + 1);
-        code = check_id_rows(segment, error);
+        bw_segment_attach(segment, name);
+        code = bw_segment_check_contents(segment, error);
     }
     if (code != BW_OK) {
         bw_segment_close(segment);
@@ -219,75 +301,4 @@ void bw_segment_close(bw_segment *segment) {
         bw_map_close(&segment->map);
         bw_free(segment);
     }
-}
-
-static int32_t validate_block(const bw_segment *segment, uint32_t block, bw_error *error) {
-    size_t stride;
-    const uint8_t *columns = bw_segment_block(segment, block, &stride);
-    uint32_t rows = bw_segment_block_rows(segment, block);
-    for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        const uint8_t *column = columns + dim * stride;
-        uint8_t least = 255, most = 0;
-        for (uint32_t row = 0; row < rows; row++) {
-            least = column[row] < least ? column[row] : least;
-            most = column[row] > most ? column[row] : most;
-        }
-        size_t zone = (size_t)dim * segment->zone_stride + block;
-        if (segment->zone_min[zone] != least || segment->zone_max[zone] != most) {
-            return bw_fail(
-                error, BW_CORRUPT,
-                "segment %s: section zones: block %u holds %u to %u in dimension %u, its zone says %u to "
-                "%u. " REPAIR,
-                segment->info.name, block, least, most, dim, segment->zone_min[zone],
-                segment->zone_max[zone]);
-        }
-        if (!bw_all_zero(column + rows, BW_BLOCK_ROWS - rows)) {
-            return bw_fail(error, BW_CORRUPT,
-                           "segment %s: section codes: values past the last row are not zero. " REPAIR,
-                           segment->info.name);
-        }
-    }
-    return BW_OK;
-}
-
-int32_t bw_segment_validate(const bw_segment *segment, bw_error *error) {
-    const char *name = segment->info.name;
-    const bw_segment_header *header = (const bw_segment_header *)(const void *)segment->map.data;
-    const bw_section *sections[BW_SECTION_KINDS] = {NULL};
-    int32_t code = check_header(name, &segment->map, header, error);
-    if (code == BW_OK) {
-        code = check_table(name, &segment->map, header, sections, error);
-    }
-    if (code == BW_OK) {
-        code = check_sums(name, &segment->map, header, error);
-    }
-    if (code == BW_OK) {
-        code = check_id_rows(segment, error);
-    }
-    for (uint32_t block = 0; block < segment->blocks && code == BW_OK; block++) {
-        code = validate_block(segment, block, error);
-    }
-    if (code != BW_OK) {
-        return code;
-    }
-    for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        for (uint32_t block = segment->blocks; block < segment->zone_stride; block++) {
-            size_t zone = (size_t)dim * segment->zone_stride + block;
-            if (segment->zone_min[zone] != 255 || segment->zone_max[zone] != 0) {
-                return bw_fail(error, BW_CORRUPT,
-                               "segment %s: section zones: places past the last block are not empty. " REPAIR,
-                               name);
-            }
-        }
-    }
-    /* Strictly ascending through every place means a permutation: no id twice, none left out. */
-    for (uint64_t i = 1; i < segment->rows; i++) {
-        int64_t before = segment->ids[segment->id_rows[i - 1]], id = segment->ids[segment->id_rows[i]];
-        if (before >= id) {
-            return bw_fail(error, BW_CORRUPT,
-                           "segment %s: section id rows: id %lld stands before id %lld. " REPAIR, name,
-                           (long long)before, (long long)id);
-        }
-    }
-    return BW_OK;
 }

@@ -168,6 +168,15 @@ bool read_model(duckdb_bind_info info, bw_model **model, bw_error *error) {
     return parse_model(text, model, error);
 }
 
+bool read_optional_model(duckdb_bind_info info, const char *name, bw_model **model, bw_error *error) {
+    bool is_null;
+    duckdb_value v = take(info, name, &is_null);
+    char *text = v && !is_null ? duckdb_get_varchar(v) : NULL;
+    bool absent = !v || is_null;
+    duckdb_destroy_value(&v);
+    return absent || (text ? parse_model(text, model, error) : fail_memory(error));
+}
+
 bool read_positional_model(duckdb_bind_info info, bw_model **model, bw_error *error) {
     char *text = NULL;
     return read_positional(info, "model is NULL: give a model document, as boxwood_train returns it", &text,

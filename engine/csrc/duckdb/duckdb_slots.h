@@ -35,6 +35,7 @@ typedef struct duckdb_data_chunk_handle *duckdb_data_chunk;
 typedef struct duckdb_vector_handle *duckdb_vector;
 typedef struct duckdb_table_function_handle *duckdb_table_function;
 typedef struct duckdb_scalar_function_handle *duckdb_scalar_function;
+typedef struct duckdb_scalar_function_set_handle *duckdb_scalar_function_set;
 typedef struct duckdb_bind_info_handle *duckdb_bind_info;
 typedef struct duckdb_init_info_handle *duckdb_init_info;
 typedef struct duckdb_function_info_handle *duckdb_function_info;
@@ -98,6 +99,7 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_create_list_type SLOT(159, duckdb_logical_type, (duckdb_logical_type))
 #define duckdb_create_struct_type SLOT(163, duckdb_logical_type, (duckdb_logical_type *, const char **, idx_t))
 #define duckdb_destroy_logical_type SLOT(184, void, (duckdb_logical_type *))
+#define duckdb_data_chunk_get_column_count SLOT(189, idx_t, (duckdb_data_chunk))
 #define duckdb_data_chunk_get_vector SLOT(190, duckdb_vector, (duckdb_data_chunk, idx_t))
 #define duckdb_data_chunk_get_size SLOT(191, idx_t, (duckdb_data_chunk))
 #define duckdb_data_chunk_set_size SLOT(192, void, (duckdb_data_chunk, idx_t))
@@ -119,6 +121,10 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_scalar_function_set_function SLOT(218, void, (duckdb_scalar_function, duckdb_scalar_function_t))
 #define duckdb_register_scalar_function SLOT(219, duckdb_state, (duckdb_connection, duckdb_scalar_function))
 #define duckdb_scalar_function_set_error SLOT(221, void, (duckdb_function_info, const char *))
+#define duckdb_create_scalar_function_set SLOT(222, duckdb_scalar_function_set, (const char *))
+#define duckdb_destroy_scalar_function_set SLOT(223, void, (duckdb_scalar_function_set *))
+#define duckdb_add_scalar_function_to_set SLOT(224, duckdb_state, (duckdb_scalar_function_set, duckdb_scalar_function))
+#define duckdb_register_scalar_function_set SLOT(225, duckdb_state, (duckdb_connection, duckdb_scalar_function_set))
 #define duckdb_create_table_function SLOT(242, duckdb_table_function, (void))
 #define duckdb_destroy_table_function SLOT(243, void, (duckdb_table_function *))
 #define duckdb_table_function_set_name SLOT(244, void, (duckdb_table_function, const char *))

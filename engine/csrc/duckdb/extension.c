@@ -94,7 +94,16 @@ static void relation_free(void *memory) {
     free(relation);
 }
 
+static void write_null(duckdb_vector vector, idx_t row) {
+    duckdb_vector_ensure_validity_writable(vector);
+    duckdb_validity_set_row_invalid(duckdb_vector_get_validity(vector), row);
+}
+
 static void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type type, const cell *cell) {
+    if (type != DUCKDB_TYPE_VARCHAR && type != DUCKDB_TYPE_DOUBLE && cell->integer == NO_INTEGER) {
+        write_null(vector, row);
+        return;
+    }
     switch (type) {
     case DUCKDB_TYPE_BIGINT:
         ((int64_t *)data)[row] = cell->integer;
@@ -112,8 +121,7 @@ static void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type 
         if (cell->text) {
             duckdb_vector_assign_string_element(vector, row, cell->text);
         } else {
-            duckdb_vector_ensure_validity_writable(vector);
-            duckdb_validity_set_row_invalid(duckdb_vector_get_validity(vector), row);
+            write_null(vector, row);
         }
     }
 }
@@ -127,6 +135,8 @@ static void call_free(void *memory) {
     }
     bw_index_close(call->index);
     bw_model_free(call->model);
+    bw_model_free(call->within);
+    free(call->ids);
     free(call->positives);
     free(call->negatives);
     free(call);

@@ -18,6 +18,14 @@ void drop_partial_character(char *text);
 /* "function: message" as valid UTF-8, whatever was cut off. Gives `text`. */
 const char *error_text(const char *function, const bw_error *error, char text[MESSAGE_BYTES]);
 
+/* k-NN: what a recall may be, and what to say when it is not; takes the recall. */
+static inline bool recall_ok(double recall) {
+    return recall > 0 && recall <= 1;
+}
+#define RECALL_ADVICE                                                                                        \
+    "recall is %g: give 1 for exact answers, or the share of the true neighbours to be found, above 0 and "  \
+    "below 1"
+
 /* ---- table functions ----------------------------------------------------------------------------------- */
 
 typedef struct column {
@@ -42,6 +50,10 @@ typedef struct call {
     bool by_id;            /* or the id to take it from */
     int64_t like;
     uint32_t k;
+    double recall;
+    bw_model *within; /* NULL: all rows */
+    int64_t *ids;     /* NULL: all rows; owned */
+    size_t n_ids;
     bw_train_options options;
     int64_t *positives;
     int64_t *negatives;
@@ -50,8 +62,9 @@ typedef struct call {
 } call;
 
 /* Rows computed at once, to be handed out in chunks: row-major cells, one type a column. */
+#define NO_INTEGER INT64_MIN
 typedef union cell {
-    int64_t integer; /* BIGINT, INTEGER, BOOLEAN */
+    int64_t integer; /* BIGINT, INTEGER, BOOLEAN; NO_INTEGER is SQL's NULL */
     double real;
     char *text; /* owned; NULL is SQL's NULL */
 } cell;
@@ -119,6 +132,8 @@ bool read_bytes(duckdb_bind_info info, const char *name, uint8_t **values, size_
 bool read_ids(duckdb_bind_info info, const char *name, int64_t **values, size_t *n, bw_error *error);
 bool read_index(duckdb_bind_info info, call *call, bw_error *error);
 bool read_model(duckdb_bind_info info, bw_model **model, bw_error *error);
+/* The absent and the NULL one leave *model as it is. */
+bool read_optional_model(duckdb_bind_info info, const char *name, bw_model **model, bw_error *error);
 bool read_positional_model(duckdb_bind_info info, bw_model **model, bw_error *error);
 
 #endif

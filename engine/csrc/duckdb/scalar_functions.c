@@ -273,16 +273,17 @@ static void distance(duckdb_function_info info, duckdb_data_chunk input, duckdb_
     }
 }
 
-/* ---- boxwood_knn_list(index, code, k) ------------------------------------------------------------------ */
+/* ---- boxwood_knn_list(index, code, k), boxwood_knn_list(index, code, k, recall) ------------------------ */
 
 /* Answers a core call may give: bounds the memory of a batch of queries. */
 #define BATCH_ANSWERS 65536
 
-/* Queries on one index with one k, answered together. The core's single thread is enough: DuckDB spreads the
- * chunks. */
+/* Queries on one index with one k and recall, answered together. The core's single thread is enough: DuckDB
+ * spreads the chunks. */
 typedef struct batch {
     bw_index *index;
     uint32_t k;
+    double recall;
     size_t queries;
     size_t most;
     idx_t row[BATCH_ANSWERS];
@@ -296,7 +297,8 @@ static bool answer(batch *b, duckdb_vector output, uint64_t *total, bw_error *er
     if (!b->queries) {
         return true;
     }
-    if (bw_knn(b->index, b->codes, b->queries, b->k, 1, b->ids, b->distances, b->counts, NULL, error) !=
+    bw_knn_options options = {.k = b->k, .threads = 1, .recall = b->recall};
+    if (bw_knn(b->index, b->codes, b->queries, &options, b->ids, b->distances, b->counts, NULL, error) !=
         BW_OK) {
         return false;
     }
@@ -328,6 +330,8 @@ static bool answer(batch *b, duckdb_vector output, uint64_t *total, bw_error *er
 static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
     argument index = argument_of(input, 0, false), code = argument_of(input, 1, true),
              k = argument_of(input, 2, false);
+    bool has_recall = duckdb_data_chunk_get_column_count(input) > 3;
+    argument recall = argument_of(input, has_recall ? 3 : 2, false);
     idx_t rows = duckdb_data_chunk_get_size(input);
     bw_error error = {0};
     text current = {NULL, 0};
@@ -338,18 +342,23 @@ static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_
         b->index = NULL;
         b->queries = 0;
         b->k = 0;
+        b->recall = 1;
     }
     for (idx_t r = 0; ok && r < rows; r++) {
-        if (!valid(index.valid, r) || !valid(code.valid, r) || !valid(k.valid, r)) {
+        if (!valid(index.valid, r) || !valid(code.valid, r) || !valid(k.valid, r) ||
+            !valid(recall.valid, r)) {
             ((duckdb_list_entry *)duckdb_vector_get_data(output))[r] = (duckdb_list_entry){total, 0};
             set_null(output, r);
             continue;
         }
         int64_t wanted = ((const int64_t *)k.data)[r];
+        double share = has_recall ? ((const double *)recall.data)[r] : 1;
         text path = text_at(&index, r);
         if (wanted < 1 || wanted > BW_MAX_K) {
             ok = fail(&error, "k is %lld: give 1 to %d neighbours", (long long)wanted, BW_MAX_K);
-        } else if (!b->index || (uint32_t)wanted != b->k || b->queries == b->most ||
+        } else if (!recall_ok(share)) {
+            ok = fail(&error, RECALL_ADVICE, share);
+        } else if (!b->index || (uint32_t)wanted != b->k || share != b->recall || b->queries == b->most ||
                    !same_text(path, current)) {
             ok = answer(b, output, &total, &error);
             if (ok && (!b->index || !same_text(path, current))) {
@@ -358,6 +367,7 @@ static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_
                 current = path;
             }
             b->k = (uint32_t)wanted;
+            b->recall = share;
             b->most = BATCH_ANSWERS / b->k;
         }
         const uint8_t *values = ok ? code_at(&code, r, &error) : NULL;
@@ -448,12 +458,13 @@ static void check(duckdb_function_info info, duckdb_data_chunk input, duckdb_vec
 
 /* ---- registration -------------------------------------------------------------------------------------- */
 
-enum { TEXT, CODE, NUMBER };
+enum { TEXT, CODE, NUMBER, SHARE };
 
 static duckdb_logical_type argument_type(int kind) {
-    duckdb_type base = kind == TEXT   ? DUCKDB_TYPE_VARCHAR
-                       : kind == CODE ? DUCKDB_TYPE_UTINYINT
-                                      : DUCKDB_TYPE_BIGINT;
+    duckdb_type base = kind == TEXT    ? DUCKDB_TYPE_VARCHAR
+                       : kind == CODE  ? DUCKDB_TYPE_UTINYINT
+                       : kind == SHARE ? DUCKDB_TYPE_DOUBLE
+                                       : DUCKDB_TYPE_BIGINT;
     duckdb_logical_type type = duckdb_create_logical_type(base);
     if (kind == CODE) {
         duckdb_logical_type list = duckdb_create_list_type(type);
@@ -476,9 +487,10 @@ static duckdb_logical_type neighbours_type(void) {
     return list;
 }
 
-/* Takes the result type over. `reads_files`: the answer may change between two calls, so it is never kept. */
-static duckdb_state add(duckdb_connection connection, const char *name, const int *arguments, int n,
-                        duckdb_logical_type result, duckdb_scalar_function_t body, bool reads_files) {
+/* Takes the result type over. `reads_files`: the answer may change between two calls, so it is never kept.
+ * Owned: duckdb_destroy_scalar_function. */
+static duckdb_scalar_function make(const char *name, const int *arguments, int n, duckdb_logical_type result,
+                                   duckdb_scalar_function_t body, bool reads_files) {
     duckdb_scalar_function function = duckdb_create_scalar_function();
     duckdb_scalar_function_set_name(function, name);
     for (int i = 0; i < n; i++) {
@@ -491,9 +503,33 @@ static duckdb_state add(duckdb_connection connection, const char *name, const in
     if (reads_files) {
         duckdb_scalar_function_set_volatile(function);
     }
-    duckdb_state state = duckdb_register_scalar_function(connection, function);
     duckdb_destroy_logical_type(&result);
+    return function;
+}
+
+static duckdb_state add(duckdb_connection connection, const char *name, const int *arguments, int n,
+                        duckdb_logical_type result, duckdb_scalar_function_t body, bool reads_files) {
+    duckdb_scalar_function function = make(name, arguments, n, result, body, reads_files);
+    duckdb_state state = duckdb_register_scalar_function(connection, function);
     duckdb_destroy_scalar_function(&function);
+    return state;
+}
+
+/* With and without a recall. */
+static duckdb_state add_knn_list(duckdb_connection connection) {
+    static const int arguments[] = {TEXT, CODE, NUMBER, SHARE};
+    duckdb_scalar_function_set set = duckdb_create_scalar_function_set("boxwood_knn_list");
+    duckdb_state state = DuckDBSuccess;
+    for (int n = 3; n <= 4 && state == DuckDBSuccess; n++) {
+        duckdb_scalar_function function =
+            make("boxwood_knn_list", arguments, n, neighbours_type(), knn_list, true);
+        state = duckdb_add_scalar_function_to_set(set, function);
+        duckdb_destroy_scalar_function(&function);
+    }
+    if (state == DuckDBSuccess) {
+        state = duckdb_register_scalar_function_set(connection, set);
+    }
+    duckdb_destroy_scalar_function_set(&set);
     return state;
 }
 
@@ -504,8 +540,7 @@ duckdb_state register_scalar_functions(duckdb_connection connection) {
                   duckdb_create_logical_type(DUCKDB_TYPE_DOUBLE), distance, false) == DuckDBSuccess &&
               add(connection, "boxwood_sql", (const int[]){TEXT}, 1,
                   duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), sql, false) == DuckDBSuccess &&
-              add(connection, "boxwood_knn_list", (const int[]){TEXT, CODE, NUMBER}, 3, neighbours_type(),
-                  knn_list, true) == DuckDBSuccess &&
+              add_knn_list(connection) == DuckDBSuccess &&
               add(connection, "boxwood_check", (const int[]){TEXT, TEXT, NUMBER}, 3,
                   duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), check, true) == DuckDBSuccess;
     return ok ? DuckDBSuccess : DuckDBError;

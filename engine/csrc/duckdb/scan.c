@@ -215,9 +215,9 @@ void count_next(duckdb_function_info info, duckdb_data_chunk output) {
     }
     bw_stats stats;
     bw_search_stats(count->search, &stats);
-    const uint64_t values[] = {stats.rows,          count->rows_total,      stats.blocks,
-                               stats.blocks_pruned, stats.blocks_contained, stats.blocks_scanned,
-                               stats.bytes};
+    const uint64_t values[] = {
+        stats.rows,          count->rows_total,    stats.blocks, stats.blocks_pruned, stats.blocks_contained,
+        stats.blocks_planes, stats.blocks_scanned, stats.bytes};
     const idx_t integers = sizeof values / sizeof *values;
     for (idx_t c = 0; c < integers; c++) {
         *(int64_t *)duckdb_vector_get_data(duckdb_data_chunk_get_vector(output, c)) = (int64_t)values[c];

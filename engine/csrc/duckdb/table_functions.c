@@ -92,11 +92,20 @@ static bool knn_bind(call *call, duckdb_bind_info info, bw_error *error) {
         return fail(error, "give one of q := [32 code values] and like := id of a row");
     }
     int64_t k = 60;
-    if (!read_integer(info, "k", &k, error) || !read_integer(info, "like", &call->like, error)) {
+    call->recall = 1;
+    if (!read_integer(info, "k", &k, error) || !read_integer(info, "like", &call->like, error) ||
+        !read_real(info, "recall", &call->recall, error)) {
         return false;
     }
     if (k < 1 || k > BW_MAX_K) {
         return fail(error, "k is %lld: give 1 to %d neighbours", (long long)k, BW_MAX_K);
+    }
+    if (!recall_ok(call->recall)) {
+        return fail(error, RECALL_ADVICE, call->recall);
+    }
+    if (!read_optional_model(info, "within", &call->within, error) ||
+        !read_ids(info, "ids", &call->ids, &call->n_ids, error)) {
+        return false;
     }
     call->k = (uint32_t)k;
     call->by_id = !by_code;
@@ -124,8 +133,12 @@ static bool knn_run(const call *call, const bw_index *index, relation *out, bw_e
     int64_t *ids = malloc(call->k * sizeof *ids);
     uint32_t *distances = malloc(call->k * sizeof *distances);
     bool done = (ids && distances) || fail_memory(error);
+    /* DuckDB has other threads, but runs such a function on one: a large exact search may use them. */
+    bw_knn_options options = {.k = call->k, .recall = call->recall, .within = call->within};
+    options.ids = call->ids;
+    options.n_ids = call->n_ids;
     done = done && query_code(call, index, code, error) &&
-           ok(bw_knn(index, code, 1, call->k, 1, ids, distances, &found, NULL, error)) &&
+           ok(bw_knn(index, code, 1, &options, ids, distances, &found, NULL, error)) &&
            relation_reserve(out, found, error);
     for (uint32_t i = 0; done && i < found; i++) {
         cell *row = relation_row(out);
@@ -140,6 +153,9 @@ static bool knn_run(const call *call, const bw_index *index, relation *out, bw_e
 static const parameter knn_parameters[] = {{"q", DUCKDB_TYPE_UTINYINT, true},
                                            {"like", DUCKDB_TYPE_BIGINT, false},
                                            {"k", DUCKDB_TYPE_BIGINT, false},
+                                           {"recall", DUCKDB_TYPE_DOUBLE, false},
+                                           {"within", DUCKDB_TYPE_VARCHAR, false},
+                                           {"ids", DUCKDB_TYPE_BIGINT, true},
                                            END_OF_LIST};
 static const column knn_columns[] = {
     {"id", DUCKDB_TYPE_BIGINT}, {"distance", DUCKDB_TYPE_DOUBLE}, END_OF_LIST};
@@ -186,6 +202,7 @@ static const column count_columns[] = {{"count", DUCKDB_TYPE_BIGINT},
                                        {"blocks", DUCKDB_TYPE_BIGINT},
                                        {"blocks_pruned", DUCKDB_TYPE_BIGINT},
                                        {"blocks_contained", DUCKDB_TYPE_BIGINT},
+                                       {"blocks_planes", DUCKDB_TYPE_BIGINT},
                                        {"blocks_scanned", DUCKDB_TYPE_BIGINT},
                                        {"bytes", DUCKDB_TYPE_BIGINT},
                                        {"milliseconds", DUCKDB_TYPE_DOUBLE},
@@ -384,32 +401,37 @@ static const table_function boxwood_refine = {.name = "boxwood_refine",
 
 /* ---- boxwood_explain ----------------------------------------------------------------------------------- */
 
+static bool explain_row(relation *out, const bw_box_report *report, bool whole, bw_error *error) {
+    uint64_t settled = report->blocks_pruned + report->blocks_contained + report->blocks_scanned;
+    cell *row = relation_row(out);
+    row[0].integer = whole ? NO_INTEGER : report->estimator;
+    row[1].integer = whole ? NO_INTEGER : report->box;
+    row[2].integer = report->ranges;
+    row[3].real = report->estimated_rows;
+    row[4].integer = (int64_t)report->rows;
+    row[6].real = report->estimated_blocks;
+    row[7].integer = (int64_t)report->blocks;
+    row[8].integer = (int64_t)report->blocks_pruned;
+    row[9].integer = (int64_t)report->blocks_contained;
+    row[10].integer = (int64_t)report->blocks_planes;
+    row[11].integer = (int64_t)report->blocks_scanned;
+    row[12].integer = (int64_t)report->bytes;
+    row[13].real = report->estimated_nanoseconds / 1e6;
+    row[14].real = (double)report->nanoseconds / 1e6;
+    row[15].integer = settled <= report->blocks && report->blocks <= settled + report->blocks_planes;
+    return set_text(&row[5], report->path, error);
+}
+
 static bool explain_run(const call *call, const bw_index *index, relation *out, bw_error *error) {
     bw_model_info info;
-    bw_stats total;
+    bw_box_report whole;
     bw_model_describe(call->model, &info);
     bw_box_report *reports = calloc(info.boxes ? info.boxes : 1, sizeof *reports);
     bool done = reports || fail_memory(error);
-    done = done && ok(bw_explain(index, call->model, reports, &total, error)) &&
-           relation_reserve(out, info.boxes, error);
+    done = done && ok(bw_explain(index, call->model, reports, &whole, error)) &&
+           relation_reserve(out, (uint64_t)info.boxes + 1, error) && explain_row(out, &whole, true, error);
     for (uint32_t i = 0; done && i < info.boxes; i++) {
-        const bw_box_report *report = &reports[i];
-        cell *row = relation_row(out);
-        row[0].integer = report->estimator;
-        row[1].integer = report->box;
-        row[2].integer = report->ranges;
-        row[3].real = report->estimated_rows;
-        row[4].integer = (int64_t)report->rows;
-        row[6].integer = (int64_t)report->blocks;
-        row[7].integer = (int64_t)report->blocks_pruned;
-        row[8].integer = (int64_t)report->blocks_contained;
-        row[9].integer = (int64_t)report->blocks_scanned;
-        row[10].integer = (int64_t)report->bytes;
-        row[11].real = (double)report->nanoseconds / 1e6;
-        row[12].integer =
-            report->blocks_pruned + report->blocks_contained + report->blocks_scanned == report->blocks &&
-            report->blocks == total.blocks;
-        done = set_text(&row[5], report->path, error);
+        done = explain_row(out, &reports[i], false, error);
     }
     free(reports);
     return done;
@@ -421,11 +443,14 @@ static const column explain_columns[] = {{"estimator", DUCKDB_TYPE_INTEGER},
                                          {"estimated_rows", DUCKDB_TYPE_DOUBLE},
                                          {"rows", DUCKDB_TYPE_BIGINT},
                                          {"path", DUCKDB_TYPE_VARCHAR},
+                                         {"estimated_blocks", DUCKDB_TYPE_DOUBLE},
                                          {"blocks", DUCKDB_TYPE_BIGINT},
                                          {"blocks_pruned", DUCKDB_TYPE_BIGINT},
                                          {"blocks_contained", DUCKDB_TYPE_BIGINT},
+                                         {"blocks_planes", DUCKDB_TYPE_BIGINT},
                                          {"blocks_scanned", DUCKDB_TYPE_BIGINT},
                                          {"bytes", DUCKDB_TYPE_BIGINT},
+                                         {"estimated_milliseconds", DUCKDB_TYPE_DOUBLE},
                                          {"milliseconds", DUCKDB_TYPE_DOUBLE},
                                          {"complete", DUCKDB_TYPE_BOOLEAN},
                                          END_OF_LIST};

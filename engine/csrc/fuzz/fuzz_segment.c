@@ -1,8 +1,9 @@
 /* fuzz_segment.c - segments and manifests as untrusted bytes. The first byte of an input says what the rest
  * is: bit 0, make the checksums right first, so that the checks behind them are reached; bit 1, a manifest
- * instead of a segment. Whatever opens is used in every way there is: wrong answers are allowed, reads
+ * instead of a segment; bit 2, take only the contents of sections from it and all else from a good segment,
+ * so that most inputs open. Whatever opens is used in every way there is: wrong answers are allowed, reads
  * outside the file are not. */
-#include "index.h"
+#include "search.h"
 #include "segment_format.h"
 
 #include <errno.h>
@@ -14,6 +15,7 @@
 
 #define FIX_CHECKSUMS 1
 #define IS_MANIFEST 2
+#define KEEP_LAYOUT 4
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number);
@@ -79,6 +81,64 @@ static void prepare(void) {
     }
 }
 
+/* An ensemble with narrow and wide boxes, so that zones, planes and codes all have something to do. */
+static const char model_text[] =
+    "{\"boxwood_model\": 1, \"learner\": \"fuzz\", \"dims\": 32, \"estimators\": ["
+    "[[[0, 10, 100], [5, 0, 200]], [[3, 200, 255]]], [[[1, 60, 180], [2, 30, 220], [31, 1, 254]]], "
+    "[[[4, 100, 110]], [[0, 0, 127], [7, 0, 127], [9, 64, 255]]], [[[6, 0, 254]]]], \"threshold\": 2, "
+    "\"score\": {\"linear\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 2, 3, 4, 5, 6, 7, 8, "
+    "9, 10, 11, 12, 13, 14, 15, 16], \"square\": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "
+    "0, "
+    "0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], \"constant\": 0, \"votes\": 100, \"shift\": 0, "
+    "\"threshold\": null}}";
+
+static const bw_model *the_model(void) {
+    static bw_model *model;
+    if (model == NULL && bw_model_from_json(model_text, sizeof model_text - 1, &model, NULL) != BW_OK) {
+        stop("cannot read its model");
+    }
+    return model;
+}
+
+static void search_index(const bw_index *index) {
+    const bw_path paths[] = {BW_PATH_CHOOSE, BW_PATH_ZONES, BW_PATH_PLANES, BW_PATH_SCAN};
+    const uint32_t ks[] = {1, 25, 40, 2000};
+    const double recalls[] = {0.9, 1, 0.01, 0.999};
+    const int64_t some[] = {0, 5, 10, 700, 1495};
+    static int64_t ids[2 * 2000];
+    static uint32_t distances[2 * 2000];
+    uint8_t queries[2 * BW_DIMS];
+    uint32_t counts[2];
+    bw_error error;
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        bw_rows *rows = NULL;
+        if (bw_search_run_path(index, the_model(), 0, paths[i], 1, NULL, &rows, NULL, NULL, &error) ==
+            BW_OK) {
+            bw_rows_free(rows);
+        }
+    }
+    for (size_t i = 0; i < sizeof queries; i++) {
+        queries[i] = (uint8_t)(i * 37);
+    }
+    for (size_t i = 0; i < sizeof ks / sizeof *ks; i++) {
+        bw_knn_options options = {.k = ks[i], .threads = 1, .recall = recalls[i]};
+        bw_knn(index, queries, 2, &options, ids, distances, counts, NULL, &error);
+    }
+    bw_knn_options options = {.k = 10, .threads = 1, .recall = 0.9, .within = the_model()};
+    bw_knn(index, queries, 2, &options, ids, distances, counts, NULL, &error);
+    options.within = NULL;
+    options.ids = some;
+    options.n_ids = sizeof some / sizeof *some;
+    bw_knn(index, queries, 2, &options, ids, distances, counts, NULL, &error);
+    bw_box_report reports[8], whole;
+    bw_explain(index, the_model(), reports, &whole, &error);
+    for (bw_path path = BW_PATH_ZONES; path <= BW_PATH_SCAN; path++) {
+        bw_rows *found = NULL;
+        bw_search_run_path(index, the_model(), 0, path, 1, NULL, &found, NULL, NULL, &error);
+        bw_rows_free(found);
+    }
+}
+
 static void use_index(const bw_index *index) {
     enum { ROWS = 700 };
     static int64_t ids[ROWS];
@@ -107,6 +167,36 @@ static void use_segment(bw_segment *segment) {
     use_index(&index);
 }
 
+/* The segment as the only one of an index that is opened as every other. */
+static void search_segment(const bw_segment *segment) {
+    struct {
+        bw_manifest_header header;
+        bw_manifest_entry entry;
+        uint32_t checksum;
+    } manifest = {.header = {.format = BW_MANIFEST_FORMAT,
+                             .byte_order = BW_BYTE_ORDER,
+                             .generation = 1,
+                             .segments = 1,
+                             .fingerprints = segment->fingerprints},
+                  .entry = {.name = "x",
+                            .rows = segment->rows,
+                            .bytes = segment->info.bytes,
+                            .generation = segment->info.generation,
+                            .checksum = segment->header_checksum}};
+    memcpy(manifest.header.magic, BW_MANIFEST_MAGIC, sizeof manifest.header.magic);
+    memcpy(manifest.header.uuid, segment->uuid, sizeof segment->uuid);
+    size_t bytes = bw_manifest_bytes(1);
+    manifest.checksum = bw_crc32c(0, &manifest, bytes - sizeof manifest.checksum);
+    write_file(BW_MANIFEST_NAME, (const uint8_t *)&manifest, bytes);
+    bw_index *index;
+    bw_error error;
+    if (bw_index_open(folder, &index, &error) != BW_OK) {
+        stop("a segment that opens cannot be listed");
+    }
+    search_index(index);
+    bw_index_close(index);
+}
+
 static void fix_segment(uint8_t *data, size_t size) {
     if (size < BW_HEADER_BYTES) {
         return;
@@ -122,6 +212,31 @@ static void fix_segment(uint8_t *data, size_t size) {
     header.bytes = size; /* cutting the file must not be all that is found */
     header.checksum = bw_crc32c(0, &header, offsetof(bw_segment_header, checksum));
     memcpy(data, &header, sizeof header);
+}
+
+/* The good segment, with what the sections of the input hold. Owned: free. */
+static uint8_t *keep_layout(const uint8_t *data, size_t size, size_t *kept) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/0", folder);
+    bw_map good;
+    if (bw_map_open(path, &good, NULL) != BW_OK) {
+        stop("cannot read a seed");
+    }
+    uint8_t *file = malloc(good.bytes);
+    if (file == NULL) {
+        stop("out of memory");
+    }
+    memcpy(file, good.data, good.bytes);
+    const bw_segment_header *header = (const bw_segment_header *)(const void *)good.data;
+    for (uint32_t i = 0; i < header->sections; i++) {
+        uint64_t offset = header->table[i].offset, bytes = header->table[i].bytes;
+        if (offset < size) {
+            memcpy(file + offset, data + offset, bytes < size - offset ? bytes : size - offset);
+        }
+    }
+    *kept = good.bytes;
+    bw_map_close(&good);
+    return file;
 }
 
 static void fix_manifest(uint8_t *data, size_t size) {
@@ -152,9 +267,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         bw_index *index;
         if (bw_index_open(folder, &index, &error) == BW_OK) {
             use_index(index);
+            search_index(index);
             bw_index_close(index);
         }
     } else {
+        if ((flags & KEEP_LAYOUT) != 0) {
+            uint8_t *kept = keep_layout(file, size, &size);
+            free(file);
+            file = kept;
+        }
         if ((flags & FIX_CHECKSUMS) != 0) {
             fix_segment(file, size);
         }
@@ -163,6 +284,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
         if (bw_segment_open(folder, "x", &segment, &error) == BW_OK) {
             bw_segment_validate(segment, &error);
             use_segment(segment);
+            bw_recall recall;
+            bw_knn_calibrate(segment, 1, &recall, &error);
+            search_segment(segment);
             bw_segment_close(segment);
         }
     }
@@ -189,13 +313,31 @@ size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
     if (number < 6) { /* with right checksums more often than without */
         return read_seed(names[number % 2], number < 4 ? FIX_CHECKSUMS : 0, buffer, capacity);
     }
-    if (number < 9) {
+    if (number < 9) { /* of the second, contents that stand in the wrong places */
+        return read_seed(names[number == 7], FIX_CHECKSUMS | KEEP_LAYOUT, buffer, capacity);
+    }
+    if (number < 12) {
         bw_fingerprints fingerprints = {"e", "h", "q"};
         const uint8_t uuid[16] = {0};
-        if (bw_manifest_write(folder, uuid, 1, names, number - 6, &fingerprints, NULL) != BW_OK) {
+        if (bw_manifest_write(folder, uuid, 1, names, number - 9, &fingerprints, NULL) != BW_OK) {
             stop("cannot write a manifest");
         }
         return read_seed(BW_MANIFEST_NAME, IS_MANIFEST | FIX_CHECKSUMS, buffer, capacity);
+    }
+    if (number == 12) { /* nothing that was made from the codes agrees with them */
+        size_t size = read_seed("0", FIX_CHECKSUMS | KEEP_LAYOUT, buffer, capacity);
+        bw_random random = {9};
+        bw_segment_header header;
+        memcpy(&header, buffer + 1, sizeof header);
+        for (uint32_t i = 0; i < header.sections; i++) {
+            const bw_section *section = &header.table[i];
+            bool checked = section->kind == BW_SECTION_IDS || section->kind == BW_SECTION_ID_ROWS ||
+                           section->kind == BW_SECTION_BINS || section->kind == BW_SECTION_RECALL;
+            for (uint64_t at = 0; at < section->bytes && !checked; at++) {
+                buffer[1 + section->offset + at] = (uint8_t)bw_random_next(&random);
+            }
+        }
+        return size;
     }
     return 0;
 }

@@ -33,7 +33,7 @@
 /* cffi: begin */
 #define BW_DIMS 32           /* dimensions of a code */
 #define BW_BLOCK_ROWS 256    /* rows a block: the unit of zones and pruning */
-#define BW_TILE_ROWS 4096    /* rows a tile: one 4 KiB page a dimension */
+#define BW_TILE_ROWS 4096    /* rows a tile: the coarse unit of k-NN */
 #define BW_MORSEL_ROWS 32768 /* rows a morsel: the unit of work handed to a thread */
 #define BW_FORMAT 2          /* version of the segment format, docs/FORMAT.md */
 #define BW_MAX_K 10000       /* neighbours a query */
@@ -95,10 +95,13 @@ typedef struct bw_segment_spec {
     uint8_t uuid[16];     /* the collection's */
     uint64_t generation;  /* the collection's generation that this segment was made for */
     bw_fingerprints fingerprints;
+    uint32_t threads; /* 0: one a core */
 } bw_segment_spec;
 
 /* Sorts the rows into index order and writes the segment file folder/name: under a temporary name, synced,
- * renamed. The folder must exist. The same rows give the same bytes, whatever order they come in. */
+ * renamed. The folder must exist. The same rows give the same bytes, whatever order they come in and however
+ * many threads work. Beside the caller's rows it needs 80 bytes of memory a row, and some MB. When it fails
+ * or is cancelled, no half file is left, and one of that name that was there before stays. */
 int32_t bw_segment_write(const char *folder, const char *name, const bw_segment_spec *spec,
                          bw_progress progress, void *context, bw_error *error);
 
@@ -143,7 +146,8 @@ void bw_index_close(bw_index *index);
 int32_t bw_index_describe(const bw_index *index, bw_index_info *info);
 int32_t bw_index_segment(const bw_index *index, uint32_t segment, bw_segment_info *info, bw_error *error);
 
-/* Deep check, O(rows): checksums again, zones against codes, ids sorted and unique across segments.
+/* Deep check, O(rows): checksums again, all that is made from the codes against these, ids sorted and unique
+ * across segments.
  * BW_CORRUPT with the reason for the first contradiction. */
 int32_t bw_index_validate(const bw_index *index, bw_error *error);
 
@@ -220,9 +224,9 @@ typedef struct bw_stats {
     uint64_t blocks;           /* blocks in the index */
     uint64_t blocks_pruned;    /* ruled out by their zones */
     uint64_t blocks_contained; /* known to match whole by their zones */
-    uint64_t blocks_planes;    /* tested on their bit planes */
-    uint64_t blocks_scanned;   /* only their codes could tell */
-    uint64_t bytes;            /* bytes of codes and zones read */
+    uint64_t blocks_planes;    /* whose bit planes were read; the rest of all blocks but */
+    uint64_t blocks_scanned;   /* those whose codes were read, because nothing else could tell */
+    uint64_t bytes;            /* of codes, planes and zones read */
     uint64_t nanoseconds;      /* wall time from open to the last morsel */
 } bw_stats;
 
@@ -277,8 +281,10 @@ typedef struct bw_knn_options {
 
 /* The k nearest rows of each of n queries (n * 32 codes) by squared Euclidean distance on codes, ties by id,
  * nearest first. Query i's answers start at i * k in ids and distances; counts[i] = min(k, rows that may be
- * answers). With `within` or `ids` the answer is exact whatever the recall, and never shorter than that.
- * stats may be NULL. */
+ * answers). With `within` or `ids` the answer is exact whatever the recall, and never shorter than that. A
+ * recall above 0.999 is exact too. stats may be NULL; they count for each query all blocks, four visits of 64
+ * rows as one block scanned, and the bytes of these rows as a whole, though dimensions that could not matter
+ * any more were left unread. */
 int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, const bw_knn_options *options,
                int64_t *ids, uint32_t *distances, uint32_t *counts, bw_stats *stats, bw_error *error);
 
@@ -286,20 +292,25 @@ typedef struct bw_box_report {
     uint32_t estimator;
     uint32_t box;
     uint32_t ranges;
-    double estimated_rows; /* from a sample of the index */
+    double estimated_rows; /* from the segments' samples */
     uint64_t rows;         /* the truth */
-    char path[16]; /* "zones": the zone test left some blocks to the byte kernels, or none; "scan": all */
-    uint64_t blocks;
+    char path[16];         /* the cheapest by estimate. "zones": zones, then codes; "planes": zones, then bit
+                              planes, then codes of the rows that these leave; "scan": all codes */
+    double estimated_blocks;      /* whose planes or codes would be read, by a look at a few of them */
+    double estimated_nanoseconds; /* one thread of the computer that the costs were measured on */
+    uint64_t blocks;              /* as in bw_stats, from here on */
     uint64_t blocks_pruned;
     uint64_t blocks_contained;
+    uint64_t blocks_planes;
     uint64_t blocks_scanned;
     uint64_t bytes;
     uint64_t nanoseconds;
 } bw_box_report;
 
-/* Runs every box of the model by itself and the model as a whole. `reports` holds as many entries as the
- * model has boxes, in order; `total` is the whole model's. */
-int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_stats *total,
+/* Counts, on one thread, what every box of the model matches by itself, and the model as a whole. `reports`
+ * holds as many entries as the model has boxes, in order; `whole` is the whole model's: its estimator, box
+ * and ranges are how many there are. */
+int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *reports, bw_box_report *whole,
                    bw_error *error);
 
 /* ---- learning

@@ -74,10 +74,14 @@ static void test_box(const bw_kernels *kernels) {
         }
         const uint8_t *block = tile + bw_random_below(&random, tiles) * BW_BLOCK_ROWS;
         bw_ranges ranges = random_ranges(&random, (uint32_t)round / KINDS % (BW_DIMS + 1), kind);
-        uint64_t mask[4] = {1, 2, 3, 4};
-        bool any = kernels->box(block, stride, &ranges, mask), expected_any = false;
+        uint64_t mask[4] = {1, 2, 3, 4}, wanted[4];
+        for (int w = 0; w < 4; w++) { /* all rows, some, or none */
+            uint64_t kind_of = bw_random_below(&random, 4);
+            wanted[w] = kind_of == 0 ? 0 : kind_of == 1 ? bw_random_next(&random) : ~(uint64_t)0;
+        }
+        bool any = kernels->box(block, stride, &ranges, wanted, mask), expected_any = false;
         for (int r = 0; r < BW_BLOCK_ROWS; r++) {
-            bool inside = true;
+            bool inside = bit(wanted, r);
             for (uint32_t i = 0; i < ranges.count; i++) {
                 uint8_t x = block[ranges.dim[i] * stride + (size_t)r];
                 inside = inside && ranges.lo[i] <= x && x <= ranges.hi[i];
@@ -92,6 +96,142 @@ static void test_box(const bw_kernels *kernels) {
     }
     CHECK_EQUAL(wrong, 0);
     CHECK(hits > rows / 20 && hits < rows - rows / 20); /* the cases must be of both kinds */
+}
+
+/* ---- planes ---- */
+
+/* A plane program written out: the boxes' bins. */
+typedef struct bin_box {
+    uint32_t estimator;
+    uint32_t ranges;
+    uint8_t dim[BW_DIMS], lo[BW_DIMS], hi[BW_DIMS]; /* of bins, 0 .. 7 */
+} bin_box;
+
+static uint32_t bin_at(const uint64_t *planes, uint32_t d, int r) {
+    uint32_t bin = 0;
+    for (int plane = 0; plane < 3; plane++) {
+        bin = 2 * bin + bit(planes + (3 * d + (uint32_t)plane) * 4, r);
+    }
+    return bin;
+}
+
+static void test_planes(const bw_kernels *kernels) {
+    static const uint32_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 25, 64, 100, 255, 256, 1024};
+    bw_random random = {7};
+    unsigned wrong = 0, reached_rows = 0, rows = 0;
+    uint64_t *planes = bw_alloc_aligned(4 * 3072); /* two blocks and two further ones to fetch */
+    for (int round = 0; round < 300; round++) {
+        for (int i = 0; i < 4 * 384; i++) {
+            planes[i] = round % 10 == 0 ? 0 : round % 10 == 1 ? ~(uint64_t)0 : bw_random_next(&random);
+        }
+        uint32_t estimators = sizes[(size_t)round % (sizeof sizes / sizeof sizes[0])];
+        uint32_t n = round % 7 == 0 ? 0 : 1 + (uint32_t)bw_random_below(&random, 3 * estimators);
+        bin_box *boxes = test_alloc((n + 1) * sizeof *boxes);
+        uint64_t *overlaps = test_alloc((n + 1) * sizeof *overlaps);
+        uint16_t *code = test_alloc((n + 1) * 65 * sizeof *code), *to = code;
+        bw_plane_program program = {.estimators = estimators};
+        program.threshold = (uint32_t)bw_random_below(&random, estimators + 2);
+        uint32_t made = 0;
+        for (uint32_t c = 0; c < BW_PLANE_CLASSES; c++) { /* boxes in the order of their classes */
+            program.code[c] = to;
+            program.first_box[c] = made;
+            uint32_t room = bw_plane_class_ranges[c];
+            uint32_t count =
+                c + 1 == BW_PLANE_CLASSES ? n - made : (uint32_t)bw_random_below(&random, n - made + 1);
+            for (uint32_t i = 0; i < count; i++, made++) {
+                uint32_t least = c > 0 ? bw_plane_class_ranges[c - 1] + 1u : 0;
+                bw_ranges drawn = random_ranges(&random, room, UNIFORM); /* for its dimensions */
+                bin_box *box = &boxes[made];
+                box->estimator = (uint32_t)bw_random_below(&random, estimators);
+                box->ranges = room > 0 ? least + (uint32_t)bw_random_below(&random, room - least + 1) : 0;
+                overlaps[made] = bw_random_below(&random, 4) ? bw_random_next(&random) | 2 : 0;
+                *to++ = (uint16_t)box->estimator;
+                for (uint32_t r = 0; r < room; r++) {
+                    uint32_t lo = r < box->ranges ? (uint32_t)bw_random_below(&random, 3) : 0;
+                    uint32_t hi = r < box->ranges ? 5 + (uint32_t)bw_random_below(&random, 3) : 7;
+                    if (r < box->ranges && box->ranges < 4) { /* narrow ones among few */
+                        lo = (uint32_t)bw_random_below(&random, 8);
+                        hi = lo + (uint32_t)bw_random_below(&random, 8 - lo);
+                    }
+                    box->dim[r] = drawn.dim[r];
+                    box->lo[r] = (uint8_t)lo;
+                    box->hi[r] = (uint8_t)hi;
+                    *to++ = (uint16_t)(64 * (lo > 0 ? 8u * drawn.dim[r] + lo : BW_PLANES_ALL));
+                    *to++ = (uint16_t)(64 * (hi < 7 ? 8u * drawn.dim[r] + hi + 1 : BW_PLANES_NONE));
+                    if (lo > 0 || hi < 7) {
+                        program.dims |= (uint32_t)1 << drawn.dim[r];
+                    }
+                }
+            }
+        }
+        program.first_box[BW_PLANE_CLASSES] = made;
+        uint64_t pair = round % 3 ? 6 : 1 | (uint64_t)1 << 63, reached[2][4];
+        const uint64_t *p = planes, *q = round % 5 ? planes + 384 : planes;
+        const uint8_t *next[2] = {(const uint8_t *)(planes + 2 * 384), (const uint8_t *)(planes + 3 * 384)};
+        void *work = bw_alloc_aligned(BW_PLANES_WORK(estimators, made));
+        bool any = kernels->planes(p, q, round % 2 ? next : NULL, &program, overlaps, pair, work, reached);
+        bool expected_any = false;
+        for (int k = 0; k < 2; k++) {
+            const uint64_t *block = k == 0 ? p : q;
+            for (int r = 0; r < BW_BLOCK_ROWS; r++) {
+                uint32_t votes = 0, voted = UINT32_MAX;
+                uint8_t voters[1024] = {0};
+                for (uint32_t b = 0; b < made; b++) {
+                    bool inside = (overlaps[b] & pair) != 0;
+                    for (uint32_t i = 0; inside && i < boxes[b].ranges; i++) {
+                        uint32_t bin = bin_at(block, boxes[b].dim[i], r);
+                        inside = boxes[b].lo[i] <= bin && bin <= boxes[b].hi[i];
+                    }
+                    voted = boxes[b].estimator;
+                    votes += inside && !voters[voted];
+                    voters[voted] |= inside;
+                }
+                wrong += bit(reached[k], r) != (votes >= program.threshold);
+                expected_any = expected_any || votes >= program.threshold;
+                reached_rows += votes >= program.threshold;
+                rows++;
+            }
+        }
+        wrong += any != expected_any;
+        bw_free(work);
+        free(boxes);
+        free(overlaps);
+        free(code);
+    }
+    bw_free(planes);
+    CHECK_EQUAL(wrong, 0);
+    CHECK(reached_rows > rows / 20 && reached_rows < rows - rows / 20);
+}
+
+static void test_gather(const bw_kernels *kernels) {
+    bw_random random = {8};
+    unsigned wrong = 0;
+    uint8_t *from = bw_alloc_aligned(BW_DIMS * 256), *to = bw_alloc_aligned(BW_GATHER_STRIDE * BW_DIMS);
+    for (int round = 0; round < 500; round++) {
+        for (int i = 0; i < BW_DIMS * 256; i++) {
+            from[i] = (uint8_t)bw_random_next(&random);
+        }
+        memset(to, 7, BW_GATHER_STRIDE * BW_DIMS);
+        uint32_t dims = round % 3 ? (uint32_t)bw_random_next(&random) : UINT32_MAX;
+        uint32_t count = 0;
+        for (int w = 0; w < 4; w++) {
+            uint64_t rows = round % 4 == 0 ? ~(uint64_t)0 : bw_random_next(&random) & bw_random_next(&random);
+            kernels->gather(from + 64 * w, 256, dims, rows, to + count);
+            for (int r = 0; r < 64; r++) {
+                if (!bit(&rows, r)) {
+                    continue;
+                }
+                for (size_t d = 0; d < BW_DIMS; d++) {
+                    uint8_t expected = dims >> d & 1 ? from[256 * d + 64 * (size_t)w + (size_t)r] : 7;
+                    wrong += to[d * BW_GATHER_STRIDE + count] != expected;
+                }
+                count++;
+            }
+        }
+    }
+    bw_free(from);
+    bw_free(to);
+    CHECK_EQUAL(wrong, 0);
 }
 
 static void test_zones(const bw_kernels *kernels) {
@@ -151,36 +291,56 @@ static void test_zone_padding(const bw_kernels *kernels) {
     bw_free(high);
 }
 
+/* `near` with limits below, at and above the distances that there are, among them those where 16 bits end. */
 static void test_distances(const bw_kernels *kernels) {
     bw_random random = {3};
-    unsigned wrong = 0;
-    for (int round = 0; round < 600; round++) {
+    unsigned wrong = 0, found = 0;
+    for (int round = 0; round < 1200; round++) {
         int kind = round % KINDS;
-        size_t tiles = 1 + bw_random_below(&random, 3), stride = tiles * BW_BLOCK_ROWS;
-        uint8_t *tile = bw_alloc_aligned(stride * BW_DIMS), query[BW_DIMS];
+        size_t groups = 1 + bw_random_below(&random, 5), stride = groups * 64;
+        uint8_t *all = bw_alloc_aligned(stride * BW_DIMS), query[BW_DIMS], order[BW_DIMS];
         for (size_t i = 0; i < stride * BW_DIMS; i++) {
-            tile[i] = value_of(&random, kind);
+            all[i] = value_of(&random, kind);
         }
         for (int d = 0; d < BW_DIMS; d++) { /* every third round: as far away as can be */
             query[d] = round % 3 == 0 ? (uint8_t)(kind == ALL_255 ? 0 : 255) : value_of(&random, UNIFORM);
+            if (round / KINDS % 3 == 2) { /* near */
+                query[d] = value_of(&random, kind);
+            }
+            int other = (int)bw_random_below(&random, (uint64_t)d + 1);
+            order[d] = order[other];
+            order[other] = (uint8_t)d;
         }
-        const uint8_t *block = tile + bw_random_below(&random, tiles) * BW_BLOCK_ROWS;
-        uint32_t distances[BW_BLOCK_ROWS];
-        kernels->distances(block, stride, query, distances);
-        for (int r = 0; r < BW_BLOCK_ROWS; r++) {
+        const uint8_t *points = all + bw_random_below(&random, groups) * 64;
+        uint32_t distances[64];
+        kernels->distances(points, stride, query, distances);
+        for (int i = 0; i < 64; i++) {
             uint32_t sum = 0;
             for (size_t d = 0; d < BW_DIMS; d++) {
-                int difference = (int)block[d * stride + (size_t)r] - query[d];
+                int difference = (int)points[d * stride + (size_t)i] - query[d];
                 sum += (uint32_t)(difference * difference);
             }
-            wrong += sum != distances[r];
+            wrong += sum != distances[i];
         }
         if (round == 3 || round == 9) { /* ALL_ZERO from 255; the largest distance there is */
             CHECK_EQUAL(distances[0], 32 * 255 * 255);
         }
-        bw_free(tile);
+        uint32_t some = distances[bw_random_below(&random, 64)];
+        const uint32_t limits[] = {0,     1,     some,  some - (some > 0), some + 1,  some / 2,  32767, 32768,
+                                   65534, 65535, 65536, 2080800,           INT32_MAX, UINT32_MAX};
+        for (size_t j = 0; j < sizeof limits / sizeof *limits; j++) {
+            uint32_t within[64];
+            uint64_t mask = kernels->near(points, stride, query, order, limits[j], within);
+            for (int i = 0; i < 64; i++) {
+                bool in = mask >> i & 1;
+                wrong += in != (distances[i] <= limits[j]) || (in && within[i] != distances[i]);
+                found += in;
+            }
+        }
+        bw_free(all);
     }
     CHECK_EQUAL(wrong, 0);
+    CHECK(found > 100000);
 }
 
 static void test_zone_distances(const bw_kernels *kernels) {
@@ -298,6 +458,8 @@ int main(void) {
         printf("%s\n", kernels->name);
         CHECK(strcmp(kernels->name, names[i]) == 0);
         test_box(kernels);
+        test_planes(kernels);
+        test_gather(kernels);
         test_zones(kernels);
         test_zone_padding(kernels);
         test_distances(kernels);

@@ -1,6 +1,6 @@
 /* Searches, counts and explanations against bw_model_evaluate, on every instruction set, over random indexes
  * and models. */
-#include "model.h"
+#include "search.h"
 #include "test_search.h"
 
 #define FOLDER "test_search.d"
@@ -86,6 +86,9 @@ static bw_model *random_model(bw_random *random, oracle *o) {
     static const uint32_t sizes[] = {0, 1, 1, 1, 2, 3, 5, 8, 15, 25, 25, 64, 100};
     uint32_t estimators = sizes[bw_random_below(random, sizeof sizes / sizeof sizes[0])];
     uint32_t most = 1 + (uint32_t)bw_random_below(random, 4);
+    if (estimators > 0 && estimators <= 3 && bw_random_below(random, 4) == 0) {
+        most = 300; /* boxes of many a class, and lists of them longer than any register */
+    }
     bw_ranges *boxes = test_alloc((size_t)estimators * most * sizeof *boxes);
     uint32_t *first_box = test_alloc((estimators + 1) * sizeof *first_box);
     uint32_t n = 0;
@@ -139,14 +142,20 @@ static bw_model *random_model(bw_random *random, oracle *o) {
 
 static bw_stats seen; /* over all searches of this test */
 
+static bw_path random_path(bw_random *random) {
+    return (bw_path)bw_random_below(random, BW_PATH_SCAN + 1);
+}
+
 static void check_stats(const bw_index *index, const bw_stats *stats, uint64_t matching) {
     CHECK_EQUAL(stats->rows, matching);
     CHECK_EQUAL(stats->blocks, index->first_blocks[index->info.segments]);
-    CHECK_EQUAL(stats->blocks_pruned + stats->blocks_contained + stats->blocks_scanned, stats->blocks);
+    uint64_t settled = stats->blocks_pruned + stats->blocks_contained + stats->blocks_scanned;
+    CHECK(settled <= stats->blocks && stats->blocks <= settled + stats->blocks_planes);
     CHECK(stats->nanoseconds > 0 || stats->blocks == 0);
     seen.rows += stats->rows;
     seen.blocks_pruned += stats->blocks_pruned;
     seen.blocks_contained += stats->blocks_contained;
+    seen.blocks_planes += stats->blocks_planes;
     seen.blocks_scanned += stats->blocks_scanned;
 }
 
@@ -156,7 +165,13 @@ static void check_run(bw_random *random, const bw_index *index, const oracle *o,
     bw_stats stats;
     bw_rows *rows = NULL;
     uint32_t threads = 1 + (uint32_t)bw_random_below(random, 4);
-    CHECK_STATUS(bw_search_run(index, model, 0, threads, NULL, &rows, &stats, &error), BW_OK);
+    bw_path path = random_path(random);
+    bw_estimate estimate = {.blocks = -1};
+    CHECK_STATUS(bw_search_run_path(index, model, 0, path, threads, NULL, &rows, &stats, &estimate, &error),
+                 BW_OK);
+    CHECK(path == BW_PATH_CHOOSE || estimate.path == path);
+    CHECK(estimate.path != BW_PATH_CHOOSE && estimate.nanoseconds >= 0);
+    CHECK(estimate.blocks >= 0 && estimate.blocks <= (double)stats.blocks * 1.001);
     if (rows == NULL) {
         return;
     }
@@ -178,7 +193,9 @@ static void check_count(bw_random *random, const bw_index *index, const bw_model
     bw_error error;
     bw_stats stats;
     uint32_t threads = 1 + (uint32_t)bw_random_below(random, 4);
-    CHECK_STATUS(bw_search_run(index, model, BW_COUNT_ONLY, threads, NULL, NULL, &stats, &error), BW_OK);
+    CHECK_STATUS(bw_search_run_path(index, model, BW_COUNT_ONLY, random_path(random), threads, NULL, NULL,
+                                    &stats, NULL, &error),
+                 BW_OK);
     check_stats(index, &stats, matching);
 }
 
@@ -191,7 +208,7 @@ static void check_batches(bw_random *random, const bw_index *index, const oracle
     int64_t *ids = test_alloc(BW_MORSEL_ROWS * sizeof *ids),
             *scores = test_alloc(BW_MORSEL_ROWS * sizeof *scores);
     int32_t *votes = test_alloc(BW_MORSEL_ROWS * sizeof *votes);
-    CHECK_STATUS(bw_search_open(index, model, 0, &search, &error), BW_OK);
+    CHECK_STATUS(bw_search_open_path(index, model, 0, random_path(random), &search, &error), BW_OK);
     for (;;) {
         bw_batch batch = {7, columns & 1 ? ids : NULL, columns & 2 ? votes : NULL,
                           columns & 4 ? scores : NULL};
@@ -223,14 +240,31 @@ static void check_batches(bw_random *random, const bw_index *index, const oracle
     free(scores);
 }
 
+static void check_report(const oracle *o, const bw_box_report *report, uint64_t inside) {
+    CHECK_EQUAL(report->rows, inside);
+    uint64_t settled = report->blocks_pruned + report->blocks_contained + report->blocks_scanned;
+    CHECK(settled <= report->blocks && report->blocks <= settled + report->blocks_planes);
+    CHECK(strcmp(report->path, "planes") == 0 ||
+          (report->blocks_planes == 0 &&
+           (strcmp(report->path, "zones") == 0 ||
+            (strcmp(report->path, "scan") == 0 && report->blocks_scanned == report->blocks))));
+    CHECK(report->estimated_nanoseconds >= 0 && report->estimated_blocks >= 0);
+    CHECK(report->estimated_blocks <= (double)report->blocks * 1.001);
+    if (o->rows <= 4096) {
+        CHECK(report->estimated_rows == (double)inside); /* the sample is the index */
+    } else {
+        CHECK(report->estimated_rows >= 0 && report->estimated_rows <= (double)o->rows * 1.001);
+        CHECK(inside < o->rows || report->estimated_rows > (double)o->rows * 0.999);
+    }
+}
+
 /* Every box by itself, and the whole. */
 static void check_explain(const bw_index *index, oracle *o, const bw_model *model, uint64_t matching) {
     bw_error error;
-    uint32_t boxes = bw_model_boxes(model), b = 0;
-    bw_box_report *reports = test_alloc(boxes * sizeof *reports);
-    bw_stats total;
-    CHECK_STATUS(bw_explain(index, model, reports, &total, &error), BW_OK);
-    check_stats(index, &total, matching);
+    uint32_t boxes = bw_model_boxes(model), b = 0, ranges = 0;
+    bw_box_report *reports = test_alloc(boxes * sizeof *reports), whole;
+    CHECK_STATUS(bw_explain(index, model, reports, &whole, &error), BW_OK);
+    check_report(o, &whole, matching);
     for (uint32_t e = 0; e < model->estimators; e++) {
         for (uint32_t i = 0; i < model->first_box[e + 1] - model->first_box[e]; i++, b++) {
             const bw_box_report *report = &reports[b];
@@ -239,22 +273,13 @@ static void check_explain(const bw_index *index, oracle *o, const bw_model *mode
             CHECK_STATUS(
                 bw_model_new("test", "", 1, first_box, &model->boxes[b], 1, NULL, NULL, &alone, &error),
                 BW_OK);
-            uint64_t inside = evaluate(o, alone);
+            check_report(o, report, evaluate(o, alone));
             bw_model_free(alone);
             CHECK(report->estimator == e && report->box == i && report->ranges == model->boxes[b].count);
-            CHECK_EQUAL(report->rows, inside);
-            CHECK_EQUAL(report->blocks_pruned + report->blocks_contained + report->blocks_scanned,
-                        report->blocks);
-            bool scan = report->blocks > 0 && report->blocks_scanned == report->blocks;
-            CHECK(strcmp(report->path, scan ? "scan" : "zones") == 0);
-            if (o->rows <= 4096) {
-                CHECK(report->estimated_rows == (double)inside); /* the sample is the index */
-            } else {
-                CHECK(report->estimated_rows >= 0 && report->estimated_rows <= (double)o->rows);
-                CHECK(inside < o->rows || report->estimated_rows == (double)o->rows);
-            }
+            ranges += report->ranges;
         }
     }
+    CHECK(whole.estimator == model->estimators && whole.box == boxes && whole.ranges == ranges);
     free(reports);
 }
 
@@ -295,7 +320,8 @@ static void test_random(void) {
     }
     /* Blocks of every fate must have been met often. */
     CHECK(seen.rows > 100000);
-    CHECK(seen.blocks_pruned > 1000 && seen.blocks_contained > 1000 && seen.blocks_scanned > 1000);
+    CHECK(seen.blocks_pruned > 1000 && seen.blocks_contained > 1000 && seen.blocks_planes > 1000 &&
+          seen.blocks_scanned > 1000);
 }
 
 /* Several morsels in a segment. */
@@ -359,6 +385,97 @@ static void test_largest(void) {
     bw_index_close(index);
 }
 
+/* As many boxes as there may be, of all numbers of ranges. */
+static void test_most_boxes(void) {
+    bw_random random = {29};
+    bw_error error;
+    uint64_t rows = 600;
+    bw_index *index = test_make_index(&random, FOLDER, DATA_CLUSTERED, &rows, 1);
+    oracle o = oracle_of(index);
+    bw_ranges *boxes = test_alloc(BW_MAX_BOXES * sizeof *boxes);
+    uint32_t *first_box = test_alloc((BW_MAX_ESTIMATORS + 1) * sizeof *first_box);
+    for (uint32_t e = 0; e < BW_MAX_ESTIMATORS; e++) {
+        first_box[e + 1] = (e + 1) * (BW_MAX_BOXES / BW_MAX_ESTIMATORS);
+    }
+    for (uint32_t b = 0; b < BW_MAX_BOXES; b++) {
+        do {
+            boxes[b] = random_box(&random, &o);
+        } while (boxes[b].count < 3); /* or too much is inside */
+    }
+    static const uint32_t thresholds[] = {1, 600, 800, 1024};
+    for (size_t i = 0; i < sizeof thresholds / sizeof thresholds[0]; i++) {
+        bw_model *model = NULL;
+        CHECK_STATUS(bw_model_new("test", "", BW_MAX_ESTIMATORS, first_box, boxes, thresholds[i], NULL, NULL,
+                                  &model, &error),
+                     BW_OK);
+        uint64_t matching = evaluate(&o, model);
+        for (bw_path path = BW_PATH_CHOOSE; path <= BW_PATH_SCAN; path++) {
+            bw_rows *found = NULL;
+            test_choose_isa(i + (uint64_t)path);
+            CHECK_STATUS(bw_search_run_path(index, model, 0, path, 2, NULL, &found, NULL, NULL, &error),
+                         BW_OK);
+            CHECK(found && found->rows == matching);
+            uint64_t at = 0, wrong = 0;
+            for (uint64_t r = 0; found && r < o.rows && at < found->rows; r++) {
+                if (o.match[r]) {
+                    wrong += found->ids[at] != o.ids[r] || found->votes[at] != o.votes[r];
+                    at++;
+                }
+            }
+            CHECK_EQUAL(wrong, 0);
+            bw_rows_free(found);
+        }
+        bw_model_free(model);
+    }
+    free(boxes);
+    free(first_box);
+    oracle_free(&o);
+    bw_index_close(index);
+}
+
+/* The choice of a path: the same every time, and not the codes of all rows where zones or planes say more. */
+static void test_choice(void) {
+    bw_random random = {30};
+    bw_error error;
+    uint64_t rows[2] = {150000, 50000};
+    bw_index *index = test_make_index(&random, FOLDER, DATA_UNIFORM, rows, 2);
+    oracle o = oracle_of(index);
+    uint32_t chosen[BW_PATH_SCAN + 1] = {0};
+    for (int round = 0; round < 40; round++) {
+        bw_model *model = random_model(&random, &o);
+        bw_estimate first, again;
+        bw_stats stats;
+        CHECK_STATUS(bw_search_run_path(index, model, BW_COUNT_ONLY, BW_PATH_CHOOSE, 1, NULL, NULL, &stats,
+                                        &first, &error),
+                     BW_OK);
+        test_choose_isa(bw_random_below(&random, 4));
+        CHECK_STATUS(bw_search_run_path(index, model, BW_COUNT_ONLY, BW_PATH_CHOOSE, 3, NULL, NULL, &stats,
+                                        &again, &error),
+                     BW_OK);
+        CHECK(first.path == again.path && first.blocks == again.blocks &&
+              first.nanoseconds == again.nanoseconds);
+        chosen[first.path]++;
+        bw_model_free(model);
+    }
+    CHECK(chosen[BW_PATH_PLANES] > 0 && chosen[BW_PATH_CHOOSE] == 0);
+    /* Narrow on uniform codes: zones tell little, planes nearly all. */
+    bw_model *narrow =
+        parse("{\"boxwood_model\":1,\"learner\":\"test\",\"dims\":32,\"estimators\":[[[[2,0,20],"
+              "[3,0,20],[4,0,20],[5,0,20]]],[[[6,9,30],[7,0,20],[8,0,20]]]],\"threshold\":2}");
+    bw_rows *found = NULL;
+    bw_estimate estimate;
+    bw_stats stats;
+    CHECK_STATUS(
+        bw_search_run_path(index, narrow, 0, BW_PATH_CHOOSE, 1, NULL, &found, &stats, &estimate, &error),
+        BW_OK);
+    CHECK(estimate.path == BW_PATH_PLANES);
+    CHECK(stats.blocks_planes > 0 && stats.blocks_scanned < stats.blocks_planes / 2);
+    bw_rows_free(found);
+    bw_model_free(narrow);
+    oracle_free(&o);
+    bw_index_close(index);
+}
+
 /* Counting whole blocks, or none, reads no codes. */
 static void test_unseen(void) {
     bw_random random = {25};
@@ -395,17 +512,17 @@ static void test_arguments(void) {
     bw_search *search = NULL;
     bw_rows *found = NULL;
     bw_stats stats;
-    bw_box_report report;
+    bw_box_report report, whole;
     CHECK_STATUS(bw_search_open(index, foreign, 0, &search, &error), BW_MISMATCH);
     CHECK_MESSAGE("\"other\"");
     CHECK_MESSAGE("\"q\"");
     CHECK_STATUS(bw_search_run(index, foreign, 0, 1, NULL, &found, &stats, &error), BW_MISMATCH);
-    CHECK_STATUS(bw_explain(index, foreign, &report, &stats, &error), BW_MISMATCH);
+    CHECK_STATUS(bw_explain(index, foreign, &report, &whole, &error), BW_MISMATCH);
     CHECK_STATUS(bw_search_open(index, model, 2, &search, &error), BW_INVALID);
     CHECK_STATUS(bw_search_open(NULL, model, 0, &search, &error), BW_INVALID);
     CHECK_STATUS(bw_search_open(index, NULL, 0, &search, &error), BW_INVALID);
     CHECK_STATUS(bw_search_run(index, model, 0, 1, NULL, NULL, &stats, &error), BW_INVALID);
-    CHECK_STATUS(bw_explain(index, model, NULL, &stats, &error), BW_INVALID);
+    CHECK_STATUS(bw_explain(index, model, NULL, &whole, &error), BW_INVALID);
     CHECK(search == NULL && found == NULL);
     volatile int32_t cancel = 1;
     CHECK_STATUS(bw_search_run(index, model, 0, 2, &cancel, &found, &stats, &error), BW_CANCELLED);
@@ -472,7 +589,7 @@ static void test_shared(void) {
     }
     for (int round = 0; round < 5; round++) {
         shared s = {0};
-        CHECK_STATUS(bw_search_open(index, model, 0, &s.search, &error), BW_OK);
+        CHECK_STATUS(bw_search_open_path(index, model, 0, (bw_path)(round % 4), &s.search, &error), BW_OK);
         CHECK_EQUAL(bw_search_morsels(s.search), 4 + 2);
         bw_parallel(4, share, &s);
         CHECK_EQUAL(s.rows[0] + s.rows[1] + s.rows[2] + s.rows[3], matching);
@@ -505,14 +622,16 @@ static void test_faults(void) {
             bw_rows *found = NULL;
             bw_stats stats;
             bw_fault_set(BW_FAULT_ALLOC, countdown);
-            int32_t status = bw_search_run(index, model, 0, 1, NULL, &found, &stats, &error);
+            bw_path path = (bw_path)(i % (BW_PATH_SCAN + 1));
+            int32_t status = bw_search_run_path(index, model, 0, path, 1, NULL, &found, &stats, NULL, &error);
             bool none = status != BW_OK;
             CHECK(none ? status == BW_NOMEM && error.code == BW_NOMEM && !found
                        : found && found->rows == matching);
             bw_fault_set(BW_FAULT_ALLOC, countdown);
-            status = bw_explain(index, model, reports, &stats, &error);
+            bw_box_report whole;
+            status = bw_explain(index, model, reports, &whole, &error);
             bw_fault_set(BW_FAULT_ALLOC, -1);
-            CHECK(status == BW_OK ? stats.rows == matching : status == BW_NOMEM);
+            CHECK(status == BW_OK ? whole.rows == matching : status == BW_NOMEM);
             done = status == BW_OK && !none;
             bw_rows_free(found);
         }
@@ -530,6 +649,8 @@ int main(void) {
     test_morsels();
     test_empty();
     test_largest();
+    test_most_boxes();
+    test_choice();
     test_unseen();
     test_arguments();
     test_shared();

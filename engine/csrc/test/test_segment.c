@@ -5,6 +5,8 @@
 static const char *const folder = "segment.tmp";
 static bw_error error;
 
+#define SECTIONS 10
+
 typedef struct rows {
     uint64_t n;
     int64_t *ids;
@@ -61,19 +63,25 @@ static void fix(uint8_t *file, size_t bytes) {
     put(file + 4092, 4, bw_crc32c(0, file, 4092));
 }
 
-static const uint8_t *section(const uint8_t *file, uint32_t kind, uint64_t expected_bytes) {
+/* Where a section begins, by its kind; its checksum and size are right. */
+static uint64_t place(const uint8_t *file, uint32_t kind) {
     for (uint32_t i = 0; i < u32(file + 184); i++) {
-        const uint8_t *entry = file + 192 + 32 * (size_t)i;
-        if (u32(entry) == kind) {
-            CHECK_EQUAL(u64(entry + 16), expected_bytes);
-            CHECK_EQUAL(u64(entry + 8) % 4096, 0);
-            CHECK_EQUAL(u32(entry + 4), bw_crc32c(0, file + u64(entry + 8), expected_bytes));
-            CHECK_EQUAL(u64(entry + 24), 0);
-            return file + u64(entry + 8);
+        if (u32(file + 192 + 32 * (size_t)i) == kind) {
+            return u64(file + 192 + 32 * (size_t)i + 8);
         }
     }
     CHECK(!"section found");
     exit(1);
+}
+
+static const uint8_t *section(const uint8_t *file, uint32_t kind, uint64_t expected_bytes) {
+    const uint8_t *entry = file + 192 + 32 * (size_t)(kind - 1), *data = file + place(file, kind);
+    CHECK_EQUAL(u32(entry), kind);
+    CHECK_EQUAL(u64(entry + 16), expected_bytes);
+    CHECK_EQUAL(u64(entry + 8) % 4096, 0);
+    CHECK_EQUAL(u32(entry + 4), bw_crc32c(0, data, expected_bytes));
+    CHECK_EQUAL(u64(entry + 24), 0);
+    return data;
 }
 
 static int by_id(const void *a, const void *b) {
@@ -91,80 +99,173 @@ static const int64_t **sort_rows(const rows *from) {
     return sorted;
 }
 
-static void check_file(const rows *from) {
-    size_t bytes;
-    uint8_t *file = test_read_file(folder, "s", &bytes);
-    uint64_t n = from->n, blocks = (n + 255) / 256, stride = (blocks + 63) / 64 * 64;
-    CHECK(memcmp(file, "BXWSEGM1", 8) == 0);
-    const uint32_t words[] = {1, 0x01020304, 4096, 32, 256, 4096};
-    for (size_t i = 0; i < 6; i++) {
-        CHECK_EQUAL(u32(file + 8 + 4 * i), words[i]);
-    }
-    CHECK_EQUAL(u64(file + 32), n);
-    CHECK_EQUAL(u64(file + 40), bytes);
-    CHECK_EQUAL(u64(file + 48), 7);
-    CHECK(memcmp(file + 56, "0123456789abcdef", 16) == 0);
-    CHECK(memcmp(file + 72, "an encoder\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 32) == 0);
-    CHECK(strcmp((char *)file + 104, "a head") == 0 && strcmp((char *)file + 136, "5f0c3d2a9b1e4877") == 0);
-    CHECK_EQUAL(u32(file + 184), 4);
-    CHECK_EQUAL(u32(file + 188), 0);
-    CHECK_EQUAL(u32(file + 4092), bw_crc32c(0, file, 4092));
-    for (size_t i = 192 + 4 * 32; i < 4092; i++) {
-        CHECK(file[i] == 0);
-    }
-    for (uint64_t i = 1; i < 4; i++) {
-        CHECK(u64(file + 192 + 32 * i + 8) > u64(file + 192 + 32 * (i - 1) + 8));
-    }
+static uint8_t value_at(const uint8_t *codes, uint64_t row, uint64_t dim) {
+    return codes[row / 256 * 8192 + dim * 256 + row % 256];
+}
 
+static void check_rows(const rows *from, const uint8_t *file, const uint8_t *codes) {
+    uint64_t n = from->n, blocks = (n + 255) / 256;
     const uint8_t *ids = section(file, 1, 8 * n), *id_rows = section(file, 2, 4 * n);
-    const uint8_t *codes = section(file, 3, 8192 * blocks), *zones = section(file, 4, 64 * stride);
-    CHECK_EQUAL(zones + 64 * stride - file, bytes);
     const int64_t **sorted = sort_rows(from);
     CHECK_EQUAL(u64(file + 168), *sorted[0]);
     CHECK_EQUAL(u64(file + 176), *sorted[n - 1]);
-    uint8_t low[BW_DIMS], high[BW_DIMS];
     uint8_t *seen = test_alloc(n);
-    bool rows_right = true, ids_right = true, zones_right = true, padding_right = true, blocks_right = true;
+    bool rows_right = true, ids_right = true, padding_right = true;
     for (uint64_t rank = 0; rank < n; rank++) {
         uint32_t row = u32(id_rows + 4 * rank);
         ids_right &= row < n && !seen[row] && u64(ids + 8 * row) == (uint64_t)*sorted[rank];
         seen[row] = 1;
         const uint8_t *code = from->codes + (sorted[rank] - from->ids) * BW_DIMS;
-        uint64_t tile = row / 4096, left = blocks - tile * 16;
-        uint64_t width = left < 16 ? left * 256 : 4096;
         for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
-            rows_right &= codes[tile * 131072 + dim * width + row % 4096] == code[dim];
+            rows_right &= value_at(codes, row, dim) == code[dim];
         }
     }
-    for (uint64_t block = 0; block < stride; block++) {
-        memset(low, 255, sizeof low);
-        memset(high, 0, sizeof high);
-        for (uint64_t row = block * 256; row < (block + 1) * 256 && block < blocks; row++) {
-            uint64_t tile = row / 4096, left = blocks - tile * 16;
-            uint64_t width = left < 16 ? left * 256 : 4096;
-            blocks_right &= row >= n || row % 256 == 0 || u64(ids + 8 * row) > u64(ids + 8 * (row - 1));
-            for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
-                uint8_t value = codes[tile * 131072 + dim * width + row % 4096];
-                if (row >= n) {
-                    padding_right &= value == 0;
-                } else {
-                    low[dim] = value < low[dim] ? value : low[dim];
-                    high[dim] = value > high[dim] ? value : high[dim];
-                }
-            }
-        }
+    for (uint64_t row = n; row < 256 * blocks; row++) {
         for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
-            zones_right &= zones[dim * stride + block] == low[dim];
-            zones_right &= zones[32 * stride + dim * stride + block] == high[dim];
+            padding_right &= value_at(codes, row, dim) == 0;
         }
     }
     CHECK(rows_right);
     CHECK(ids_right);
-    CHECK(zones_right);
     CHECK(padding_right);
-    CHECK(blocks_right); /* ids ascend inside a block */
     free(sorted);
     free(seen);
+}
+
+static void check_zones(const rows *from, const uint8_t *file, const uint8_t *codes) {
+    uint64_t n = from->n, blocks = (n + 255) / 256, stride = (blocks + 63) / 64 * 64;
+    const uint8_t *zones = section(file, 4, 64 * stride);
+    bool right = true;
+    for (uint64_t block = 0; block < stride; block++) {
+        for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
+            uint8_t low = 255, high = 0;
+            for (uint64_t row = block * 256; row < (block + 1) * 256 && row < n; row++) {
+                uint8_t value = value_at(codes, row, dim);
+                low = value < low ? value : low;
+                high = value > high ? value : high;
+            }
+            right &= zones[dim * stride + block] == low && zones[32 * stride + dim * stride + block] == high;
+        }
+    }
+    CHECK(right);
+}
+
+static void check_bins_and_planes(const rows *from, const uint8_t *file, const uint8_t *codes) {
+    uint64_t n = from->n, blocks = (n + 255) / 256;
+    const uint8_t *bins = section(file, 6, 256), *histograms = section(file, 8, 32768);
+    const uint8_t *planes = section(file, 5, 3072 * blocks);
+    bool histograms_right = true, bins_right = true, planes_right = true;
+    for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
+        uint64_t below[257] = {0}; /* rows below a value */
+        for (uint64_t i = 0; i < n; i++) {
+            below[from->codes[i * BW_DIMS + dim] + 1]++;
+        }
+        for (uint64_t value = 0; value < 256; value++) {
+            histograms_right &= u32(histograms + 4 * (256 * dim + value)) == below[value + 1];
+            below[value + 1] += below[value];
+        }
+        bins_right &= bins[8 * dim] == 0;
+        for (uint64_t bin = 1; bin < 8; bin++) {
+            uint64_t edge = bins[8 * dim + bin];
+            bins_right &= edge == 255 || 8 * below[edge] >= bin * n;
+            bins_right &= edge > 0 && 8 * below[edge - 1] < bin * n;
+        }
+        for (uint64_t row = 0; row < 256 * blocks; row++) {
+            uint32_t bin = 0, found = 0;
+            while (row < n && bin < 7 && bins[8 * dim + bin + 1] <= value_at(codes, row, dim)) {
+                bin++;
+            }
+            for (uint64_t plane = 0; plane < 3; plane++) {
+                const uint8_t *words = planes + 3072 * (row / 256) + 96 * dim + 32 * plane;
+                found = 2 * found + (u64(words + 8 * (row % 256 / 64)) >> (row % 64) & 1);
+            }
+            planes_right &= found == bin;
+        }
+    }
+    CHECK(histograms_right);
+    CHECK(bins_right);
+    CHECK(planes_right);
+}
+
+static uint8_t mean(const uint8_t *codes, uint64_t n, uint64_t first, uint64_t most, uint64_t dim) {
+    uint64_t last = first + most < n ? first + most : n;
+    double sum = 0;
+    for (uint64_t row = first; row < last; row++) {
+        sum += value_at(codes, row, dim);
+    }
+    return first < last ? (uint8_t)(sum / (double)(last - first) + 0.5) : 0;
+}
+
+static void check_centroids_and_sample(const rows *from, const uint8_t *file, const uint8_t *codes) {
+    uint64_t n = from->n, tiles = (n + 4095) / 4096, stride = (tiles + 63) / 64 * 64;
+    const uint8_t *centroids = section(file, 7, 32 * stride + 2048 * tiles);
+    bool right = true;
+    for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
+        for (uint64_t tile = 0; tile < stride; tile++) {
+            right &= centroids[dim * stride + tile] == mean(codes, n, 4096 * tile, 4096, dim);
+        }
+        for (uint64_t granule = 0; granule < 64 * tiles; granule++) {
+            right &= centroids[32 * stride + 2048 * (granule / 64) + 64 * dim + granule % 64] ==
+                     mean(codes, n, 64 * granule, 64, dim);
+        }
+    }
+    CHECK(right);
+
+    uint64_t sampled = n < 4096 ? n : 4096;
+    const uint8_t *sample = section(file, 9, 8192 * ((sampled + 255) / 256));
+    bool sample_right = true;
+    for (uint64_t i = 0; i < (sampled + 255) / 256 * 256; i++) {
+        for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
+            uint8_t expected = i < sampled ? value_at(codes, (2 * i + 1) * n / (2 * sampled), dim) : 0;
+            sample_right &= sample[8192 * (i / 256) + 256 * dim + i % 256] == expected;
+        }
+    }
+    CHECK(sample_right);
+}
+
+static void check_recall(const rows *from, const uint8_t *file) {
+    const uint8_t *recall = section(file, 10, 192);
+    bool right = true;
+    for (uint64_t k = 0; k < 6; k++) {
+        for (uint64_t level = 0; level < 8; level++) {
+            uint32_t effort = u32(recall + 4 * (8 * k + level));
+            right &= effort >= 1 && effort <= (from->n + 63) / 64;
+            right &= level == 0 || effort >= u32(recall + 4 * (8 * k + level - 1));
+        }
+    }
+    CHECK(right);
+}
+
+static void check_file(const rows *from) {
+    size_t bytes;
+    uint8_t *file = test_read_file(folder, "s", &bytes);
+    CHECK(memcmp(file, "BXWSEGM1", 8) == 0);
+    const uint32_t words[] = {2, 0x01020304, 4096, 32, 256, 4096};
+    for (size_t i = 0; i < 6; i++) {
+        CHECK_EQUAL(u32(file + 8 + 4 * i), words[i]);
+    }
+    CHECK_EQUAL(u64(file + 32), from->n);
+    CHECK_EQUAL(u64(file + 40), bytes);
+    CHECK_EQUAL(u64(file + 48), 7);
+    CHECK(memcmp(file + 56, "0123456789abcdef", 16) == 0);
+    CHECK(memcmp(file + 72, "an encoder\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 32) == 0);
+    CHECK(strcmp((char *)file + 104, "a head") == 0 && strcmp((char *)file + 136, "5f0c3d2a9b1e4877") == 0);
+    CHECK_EQUAL(u32(file + 184), SECTIONS);
+    CHECK_EQUAL(u32(file + 188), 0);
+    CHECK_EQUAL(u32(file + 4092), bw_crc32c(0, file, 4092));
+    for (size_t i = 192 + SECTIONS * 32; i < 4092; i++) {
+        CHECK(file[i] == 0);
+    }
+    for (uint32_t kind = 2; kind <= SECTIONS; kind++) {
+        CHECK(place(file, kind) > place(file, kind - 1));
+    }
+    CHECK_EQUAL(place(file, 10) + 192, bytes);
+    const uint8_t *codes = section(file, 3, 8192 * ((from->n + 255) / 256));
+    check_rows(from, file, codes);
+    check_zones(from, file, codes);
+    check_bins_and_planes(from, file, codes);
+    check_centroids_and_sample(from, file, codes);
+    check_recall(from, file);
     free(file);
 }
 
@@ -174,15 +275,24 @@ static void check_open(const rows *from) {
     CHECK_STATUS(bw_segment_validate(segment, &error), BW_OK);
     CHECK_EQUAL(segment->rows, from->n);
     CHECK(strcmp(segment->info.name, "s") == 0 && segment->info.blocks == segment->blocks);
-    CHECK(segment->info.generation == 7 && segment->info.format == 1);
+    CHECK(segment->info.generation == 7 && segment->info.format == 2);
+    const uint8_t *data = segment->map.data;
+    CHECK(segment->tiles == (from->n + 4095) / 4096 && segment->tile_stride % 64 == 0);
+    CHECK((const uint8_t *)segment->planes == data + place(data, 5));
+    CHECK((const uint8_t *)segment->bins == data + place(data, 6));
+    CHECK(segment->tile_centroids == data + place(data, 7));
+    CHECK(segment->granule_centroids == segment->tile_centroids + 32 * (size_t)segment->tile_stride);
+    CHECK((const uint8_t *)segment->histograms == data + place(data, 8));
+    CHECK(segment->sample == data + place(data, 9));
+    CHECK(segment->sample_rows == (from->n < 4096 ? from->n : 4096));
+    CHECK((const uint8_t *)segment->recall == data + place(data, 10));
     uint64_t total = 0;
     for (uint32_t block = 0; block < segment->blocks; block++) {
         uint32_t in_block = bw_segment_block_rows(segment, block);
         size_t stride;
         const uint8_t *columns = bw_segment_block(segment, block, &stride);
         CHECK(in_block >= 1 && in_block <= 256);
-        CHECK(columns >= segment->codes &&
-              columns + 31 * stride + 256 <= segment->map.data + segment->map.bytes);
+        CHECK(columns >= segment->codes && columns + 31 * stride + 256 <= data + segment->map.bytes);
         total += in_block;
     }
     CHECK_EQUAL(total, from->n);
@@ -190,8 +300,8 @@ static void check_open(const rows *from) {
     bw_segment_close(NULL);
 }
 
-/* The same rows in another order of input give the same bytes. */
-static void check_deterministic(const rows *from) {
+/* The same rows in another order of input, with any number of threads, give the same bytes. */
+static void check_deterministic(const rows *from, uint32_t threads) {
     rows other = make_rows(0, from->n, 0, 1);
     bw_random random = {77};
     uint64_t *places = test_alloc(from->n * sizeof *places);
@@ -205,6 +315,7 @@ static void check_deterministic(const rows *from) {
         memcpy(other.codes + i * BW_DIMS, from->codes + places[i] * BW_DIMS, BW_DIMS);
     }
     bw_segment_spec spec = make_spec(&other);
+    spec.threads = threads;
     memset(spec.fingerprints.head + 8, 'x', 8); /* past the end of the text: not written */
     CHECK_STATUS(bw_segment_write(folder, "t", &spec, NULL, NULL, &error), BW_OK);
     size_t a_bytes, b_bytes;
@@ -216,129 +327,95 @@ static void check_deterministic(const rows *from) {
     free_rows(&other);
 }
 
-static void test_sizes(void) {
-    const uint64_t sizes[] = {1, 2, 255, 256, 257, 511, 513, 4095, 4096, 4097, 16384, 16385, 70000};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        rows from = make_rows(i, sizes[i], i % 2 ? 0 : INT64_MAX - 7 * 70000, i % 2 ? 3 : 7);
-        bw_segment_spec spec = make_spec(&from);
-        CHECK_STATUS(bw_segment_write(folder, "s", &spec, NULL, NULL, &error), BW_OK);
-        check_file(&from);
-        check_open(&from);
-        check_deterministic(&from);
-        CHECK_EQUAL(test_count_files(folder, "."), 0);
-        free_rows(&from);
-    }
-}
-
-/* ---- the order ---- */
-
-static const rows *sorting;
-static uint32_t sorting_dim;
-
-static int by_value(const void *a, const void *b) {
-    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
-    uint8_t u = sorting->codes[x * BW_DIMS + sorting_dim], v = sorting->codes[y * BW_DIMS + sorting_dim];
-    int64_t i = sorting->ids[x], j = sorting->ids[y];
-    return u != v ? (u > v) - (u < v) : (i > j) - (i < j);
-}
-
-static int by_row_id(const void *a, const void *b) {
-    int64_t i = sorting->ids[*(const uint32_t *)a], j = sorting->ids[*(const uint32_t *)b];
-    return (i > j) - (i < j);
-}
-
-/* The order as FORMAT.md and segment_order.c define it, by sorting. */
-static void plain_order(uint32_t *order, uint64_t n) {
-    if (n <= 256) {
-        qsort(order, n, sizeof *order, by_row_id);
-        return;
-    }
-    uint64_t best = 0;
-    sorting_dim = 0;
-    for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        uint64_t sum = 0, squares = 0;
-        for (uint64_t i = 0; i < n; i++) {
-            uint64_t value = sorting->codes[order[i] * BW_DIMS + dim];
-            sum += value;
-            squares += value * value;
-        }
-        if (n * squares - sum * sum > best) {
-            best = n * squares - sum * sum;
-            sorting_dim = dim;
-        }
-    }
-    qsort(order, n, sizeof *order, by_value);
-    uint64_t left = (n / 2 + 128) / 256 * 256;
-    plain_order(order, left);
-    plain_order(order + left, n - left);
-}
-
-static void check_order(const rows *from) {
-    uint32_t *order = test_alloc(from->n * sizeof *order), *plain = test_alloc(from->n * sizeof *plain);
-    CHECK_STATUS(bw_segment_order(from->ids, from->codes, from->n, order, NULL, NULL, &error), BW_OK);
-    for (uint64_t i = 0; i < from->n; i++) {
-        plain[i] = (uint32_t)i;
-    }
-    sorting = from;
-    plain_order(plain, from->n);
-    CHECK(memcmp(order, plain, from->n * sizeof *order) == 0);
-    free(order);
-    free(plain);
-}
-
-static void test_order(void) {
-    const uint64_t sizes[] = {1, 256, 257, 384, 385, 640, 1000, 5000, 20000};
-    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
-        rows from = make_rows(100 + i, sizes[i], 5, 2);
-        check_order(&from);
-        memset(from.codes, 9, from.n * BW_DIMS); /* nothing to tell rows apart but ids */
-        check_order(&from);
-        for (uint64_t j = 0; j < from.n * BW_DIMS; j++) {
-            from.codes[j] = j % 3 ? 255 : 0; /* two values, largest variances, many ties */
-        }
-        check_order(&from);
-        free_rows(&from);
-    }
-    CHECK_STATUS(bw_segment_order(NULL, NULL, 0, NULL, NULL, NULL, &error), BW_INVALID);
-
-    /* Sums over more than 65,536 rows of the largest values, and what the order is for: narrow zones. */
-    rows from = make_rows(1, 70000, 0, 1);
-    bw_segment_spec spec = make_spec(&from);
+static void check_all(const rows *from, uint32_t most_threads) {
+    bw_segment_spec spec = make_spec(from);
+    spec.threads = 1;
     CHECK_STATUS(bw_segment_write(folder, "s", &spec, NULL, NULL, &error), BW_OK);
-    bw_segment *segment;
-    CHECK_STATUS(bw_segment_open(folder, "s", &segment, &error), BW_OK);
-    uint64_t widths = 0;
-    for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        for (uint32_t block = 0; block < segment->blocks; block++) {
-            size_t zone = (size_t)dim * segment->zone_stride + block;
-            widths += (uint64_t)(segment->zone_max[zone] - segment->zone_min[zone]);
-        }
+    check_file(from);
+    check_open(from);
+    for (uint32_t threads = most_threads > 1 ? 2 : 1; threads <= most_threads; threads++) {
+        check_deterministic(from, threads);
     }
-    CHECK(widths / (BW_DIMS * segment->blocks) < 64); /* clusters are 32 wide, all rows 255 */
-    bw_segment_close(segment);
-    for (uint64_t j = 0; j < from.n; j++) {
-        memset(from.codes + j * BW_DIMS, j % 5 == 0 ? 254 : 255, BW_DIMS);
-        from.codes[j * BW_DIMS + 17] = j % 2 ? 253 : 255;
-    }
-    check_order(&from);
-    free_rows(&from);
+    CHECK_EQUAL(test_count_files(folder, "."), 0);
+}
 
-    /* Sorting ids whose digits differ in few and in all places. */
-    bw_random random = {3};
-    int64_t ids[5000];
-    uint32_t sorted[5000];
-    for (int shift = 0; shift < 63; shift += 3) {
-        for (int i = 0; i < 5000; i++) {
-            ids[i] = (int64_t)((bw_random_next(&random) >> 1) >> shift);
-        }
-        CHECK_STATUS(bw_sort_ids(ids, 5000, sorted, &error), BW_OK);
-        bool right = true;
-        for (int i = 1; i < 5000; i++) {
-            right &= ids[sorted[i - 1]] < ids[sorted[i]] ||
-                     (ids[sorted[i - 1]] == ids[sorted[i]] && sorted[i - 1] < sorted[i]);
-        }
-        CHECK(right);
+/* Around the edges of granules, blocks, tiles, and (the last) of a batch of 64 tiles. */
+static void test_sizes(void) {
+    const uint64_t sizes[] = {1,   2,   63,   64,   65,   127,  255,   256,   257,   511,
+                              513, 767, 4095, 4096, 4097, 8191, 16384, 16385, 70000, 266300};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        rows from = make_rows(i, sizes[i], i % 2 ? 0 : INT64_MAX - 7 * 266300, i % 2 ? 3 : 7);
+        check_all(&from, sizes[i] == 70000 ? 4 : 2);
+        free_rows(&from);
     }
+}
+
+static void test_shapes(void) {
+    const uint64_t sizes[] = {1, 65, 300, 5000};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        for (int shape = 0; shape < 6; shape++) {
+            rows from = make_rows(50 + i, sizes[i], 0, 1);
+            bw_random random = {i};
+            for (uint64_t j = 0; j < from.n * BW_DIMS; j++) {
+                switch (shape) {
+                case 0: /* all rows equal, at either end and between */
+                    from.codes[j] = (uint8_t)(j % BW_DIMS * 255 / 31);
+                    break;
+                case 1: /* two values */
+                    from.codes[j] = bw_random_below(&random, 2) == 0 ? 0 : 255;
+                    break;
+                case 2: /* some dimensions constant */
+                    from.codes[j] = j % 3 == 0 ? 77 : from.codes[j];
+                    break;
+                case 3: /* uniform */
+                    from.codes[j] = (uint8_t)bw_random_next(&random);
+                    break;
+                case 4: /* nearly all rows at the top */
+                    from.codes[j] = bw_random_below(&random, 100) == 0 ? 254 : 255;
+                    break;
+                default: /* eight values that are the edges themselves */
+                    from.codes[j] = (uint8_t)(j / BW_DIMS % 8 * 32);
+                    break;
+                }
+            }
+            check_all(&from, 2);
+            free_rows(&from);
+        }
+    }
+}
+
+/* The file that these rows have always given, on every machine. When the order of rows or the calibration of
+ * recall changes on purpose, put the number here that the failed check prints; when the format does, raise
+ * BW_FORMAT. */
+#define GOLDEN_CHECKSUM UINT32_C(3948159441)
+
+static void test_golden(void) {
+    const char *isas[] = {"generic", "avx2", "avx512", "neon"};
+    const uint64_t places[SECTIONS] = {4096,   45056,  65536,  229376, 233472,
+                                       294912, 299008, 307200, 339968, 471040};
+    rows from = make_rows(2026, 5000, 1000, 3);
+    bw_segment_spec spec = make_spec(&from);
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        if (bw_isa_select(isas[i], &error) != BW_OK) {
+            continue;
+        }
+        CHECK_STATUS(bw_segment_write(folder, "s", &spec, NULL, NULL, &error), BW_OK);
+        size_t bytes;
+        uint8_t *file = test_read_file(folder, "s", &bytes);
+        CHECK_EQUAL(bytes, 471232);
+        for (uint32_t kind = 1; kind <= SECTIONS; kind++) {
+            CHECK_EQUAL(place(file, kind), places[kind - 1]);
+        }
+        CHECK_EQUAL(u64(file + 168), 1000);
+        CHECK_EQUAL(u64(file + 176), 15997);
+        CHECK_EQUAL(u64(file + 294912), UINT64_C(0xC6AF9D785A482300));          /* bins of dimension 0 */
+        CHECK_EQUAL(u64(file + 294912 + 8 * 31), UINT64_C(0xE4D1C4B697773D00)); /* and 31 */
+        CHECK_EQUAL(u32(file + 307200 + 4 * (256 * 3 + 100)), 25); /* rows with value 100 in dimension 3 */
+        CHECK_EQUAL(bw_crc32c(0, file, bytes), GOLDEN_CHECKSUM);
+        free(file);
+    }
+    CHECK_STATUS(bw_isa_select(NULL, &error), BW_OK);
+    free_rows(&from);
 }
 
 /* ---- damage ---- */
@@ -362,13 +439,14 @@ static int32_t validate_bytes(const void *data, size_t bytes) {
     return code;
 }
 
-/* Every byte of the file is guarded: one bit in each, and all bits of the header's fields. */
+/* Every byte of the file is guarded: all bits of the header's fields, one bit in every fifth byte behind. */
 static void test_flips(const uint8_t *file, size_t bytes) {
     CHECK_EQUAL(open_bytes(file, bytes), BW_OK);
     int changing = open("segment.tmp/x", O_WRONLY);
     unsigned long refused = 0, tried = 0;
-    for (size_t at = 0; at < bytes; at++) {
-        for (unsigned bit = at < 320 ? 0 : (unsigned)at % 8; bit < 8; bit += at < 320 ? 1 : 8) {
+    const size_t fields = 192 + 32 * SECTIONS;
+    for (size_t at = 0; at < bytes; at += at < fields ? 1 : 5) {
+        for (unsigned bit = at < fields ? 0 : (unsigned)at % 8; bit < 8; bit += at < fields ? 1 : 8) {
             uint8_t flipped = file[at] ^ (uint8_t)(1u << bit);
             CHECK(pwrite(changing, &flipped, 1, (off_t)at) == 1);
             bw_segment *segment = NULL;
@@ -386,20 +464,33 @@ static void test_flips(const uint8_t *file, size_t bytes) {
     bw_segment_close(segment);
 }
 
+static void check_cut(const uint8_t *file, size_t length) {
+    CHECK_STATUS(open_bytes(file, length), BW_CORRUPT);
+    if (length >= 4096) {
+        /* Though the header be made to agree. */
+        uint8_t *agreeing = test_alloc(length);
+        memcpy(agreeing, file, length);
+        put(agreeing + 40, 8, length);
+        fix(agreeing, length);
+        CHECK_STATUS(open_bytes(agreeing, length), BW_CORRUPT);
+        free(agreeing);
+    }
+}
+
 static void test_truncation(const uint8_t *file, size_t bytes) {
     uint8_t *longer = test_alloc(bytes + 4096);
     memcpy(longer, file, bytes);
     for (size_t length = 0; length < bytes + 4096; length += length < 64 || length > bytes - 64 ? 1 : 61) {
         if (length != bytes) {
-            CHECK_STATUS(open_bytes(longer, length), BW_CORRUPT);
-            if (length >= 4096) {
-                /* Though the header be made to agree. */
-                uint8_t *agreeing = test_alloc(length);
-                memcpy(agreeing, longer, length);
-                put(agreeing + 40, 8, length);
-                fix(agreeing, length);
-                CHECK_STATUS(open_bytes(agreeing, length), BW_CORRUPT);
-                free(agreeing);
+            check_cut(longer, length);
+        }
+    }
+    for (uint32_t kind = 1; kind <= SECTIONS; kind++) {
+        uint64_t begin = place(file, kind), end = begin + u64(file + 192 + 32 * (size_t)(kind - 1) + 16);
+        for (uint64_t off = 0; off < 3; off++) {
+            check_cut(longer, begin + off - 1);
+            if (end + off - 1 != bytes) {
+                check_cut(longer, end + off - 1);
             }
         }
     }
@@ -414,7 +505,8 @@ static void test_fields(const uint8_t *file, size_t bytes) {
         const char *message;
     } changes[] = {
         {0, 1, 'Y', BW_CORRUPT, "not a segment"},
-        {8, 4, 2, BW_VERSION, "format 2"},
+        {8, 4, 1, BW_VERSION, "format 1, but this Boxwood reads format 2"},
+        {8, 4, 3, BW_VERSION, "format 3"},
         {8, 4, 0, BW_VERSION, "format 0"},
         {12, 4, 0x04030201, BW_VERSION, "byte order"},
         {12, 4, 0x01020305, BW_CORRUPT, "byte order mark"},
@@ -433,13 +525,13 @@ static void test_fields(const uint8_t *file, size_t bytes) {
         {168, 8, 1 << 20, BW_CORRUPT, "smallest and largest"},
         {168, 8, 1, BW_CORRUPT, "not the header's"},
         {176, 8, 1 << 20, BW_CORRUPT, "not the header's"},
-        {184, 4, 3, BW_CORRUPT, "must be zero"},
-        {184, 4, 5, BW_CORRUPT, "kind 0"},
+        {184, 4, SECTIONS - 1, BW_CORRUPT, "must be zero"},
+        {184, 4, SECTIONS + 1, BW_CORRUPT, "kind 0"},
         {184, 4, 33, BW_CORRUPT, "too many"},
         {184, 4, UINT32_MAX, BW_CORRUPT, "too many"},
         {188, 4, 1, BW_CORRUPT, "must be zero"},
         {192, 4, 0, BW_CORRUPT, "kind 0"},
-        {192, 4, 5, BW_CORRUPT, "kind 5"},
+        {192, 4, SECTIONS + 1, BW_CORRUPT, "kind 11"},
         {192, 4, UINT32_MAX, BW_CORRUPT, "kind 4294967295"},
         {192, 4, 3, BW_CORRUPT, "section codes: its size"},
         {192 + 32, 4, 1, BW_CORRUPT, "listed twice"},
@@ -451,10 +543,25 @@ static void test_fields(const uint8_t *file, size_t bytes) {
         {192 + 16, 8, 2392, BW_CORRUPT, "section ids: its size"},
         {192 + 16, 8, UINT64_MAX, BW_CORRUPT, "section ids: its size"},
         {192 + 24, 8, 1, BW_CORRUPT, "section ids: its size"},
-        {192 + 4 * 32, 1, 1, BW_CORRUPT, "must be zero"},
+        {192 + 32 * 4 + 16, 8, 3072, BW_CORRUPT, "section planes: its size"},
+        {192 + 32 * 5 + 16, 8, 512, BW_CORRUPT, "section bins: its size"},
+        {192 + 32 * 6 + 16, 8, 8192, BW_CORRUPT, "section centroids: its size"},
+        {192 + 32 * 7 + 16, 8, 0, BW_CORRUPT, "section histograms: its size"},
+        {192 + 32 * 8 + 16, 8, 8192, BW_CORRUPT, "section sample: its size"},
+        {192 + 32 * 9 + 16, 8, 196, BW_CORRUPT, "section recall: its size"},
+        {192 + SECTIONS * 32, 1, 1, BW_CORRUPT, "must be zero"},
         {192 + 32 * 32, 1, 1, BW_CORRUPT, "must be zero"},
         {4091, 1, 1, BW_CORRUPT, "must be zero"},
         {4096 + 2400, 1, 1, BW_CORRUPT, "gap before section id rows"},
+        {place(file, 6) + 256, 1, 1, BW_CORRUPT, "gap before section centroids"},
+        {place(file, 6), 1, 1, BW_CORRUPT, "section bins: the bins of dimension 0"},
+        {place(file, 6) + 8 * 31, 1, 1, BW_CORRUPT, "section bins: the bins of dimension 31"},
+        {place(file, 6) + 8 * 5 + 3, 1, 0, BW_CORRUPT, "section bins: the bins of dimension 5"},
+        {place(file, 6) + 8 * 7 + 2, 1, 255, BW_CORRUPT, "section bins: the bins of dimension 7"},
+        {place(file, 10) + 4 * 7, 4, 6, BW_CORRUPT, "section recall: row 0"},
+        {place(file, 10) + 4 * 47, 4, UINT32_MAX, BW_CORRUPT, "section recall: row 5"},
+        {place(file, 10) + 4 * 16, 4, 6, BW_CORRUPT, "section recall: row 2"},
+        {place(file, 10) + 4 * 12, 4, 0, BW_CORRUPT, "section recall: row 1"},
     };
     uint8_t *copy = test_alloc(bytes);
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
@@ -471,14 +578,30 @@ static void test_fields(const uint8_t *file, size_t bytes) {
 
 static void test_sections(const uint8_t *file, size_t bytes) {
     uint8_t *copy = test_alloc(bytes + 8192);
-    const char *names[] = {"section ids:", "section id rows:", "section codes:", "section zones:"};
-    for (size_t i = 0; i < 4; i++) {
+    const char *names[SECTIONS] = {"ids",  "id rows",   "codes",      "zones",  "planes",
+                                   "bins", "centroids", "histograms", "sample", "recall"};
+    char expected[64];
+    for (size_t i = 0; i < SECTIONS; i++) {
+        uint64_t offset = u64(file + 192 + 32 * i + 8), end = offset + u64(file + 192 + 32 * i + 16);
         memcpy(copy, file, bytes);
-        copy[u64(file + 192 + 32 * i + 8) + 5] ^= 4;
+        copy[offset + 5] ^= 4;
         CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
-        CHECK_MESSAGE(names[i]);
-        CHECK_MESSAGE("checksum does not match");
+        snprintf(expected, sizeof expected, "section %s: checksum does not match", names[i]);
+        CHECK_MESSAGE(expected);
         CHECK_MESSAGE("boxwood repair");
+        /* Left out, with zeros in its place; the last with the file cut. */
+        memcpy(copy, file, bytes);
+        memset(copy + offset, 0, end - offset);
+        memmove(copy + 192 + 32 * i, copy + 192 + 32 * (i + 1), 32 * (SECTIONS - i));
+        put(copy + 184, 4, SECTIONS - 1);
+        uint64_t before =
+            i > 0 ? u64(file + 192 + 32 * (i - 1) + 8) + u64(file + 192 + 32 * (i - 1) + 16) : 0;
+        size_t cut = i == SECTIONS - 1 ? before : bytes;
+        put(copy + 40, 8, cut);
+        fix(copy, cut);
+        CHECK_STATUS(open_bytes(copy, cut), BW_CORRUPT);
+        snprintf(expected, sizeof expected, "section %s: missing", names[i]);
+        CHECK_MESSAGE(expected);
     }
     /* Entries in another order than their offsets. */
     memcpy(copy, file, bytes);
@@ -487,29 +610,27 @@ static void test_sections(const uint8_t *file, size_t bytes) {
     fix(copy, bytes);
     CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("the gap before section id rows"); /* the ids would lie there */
-    /* Contents that have changed places under right checksums. */
+    /* Contents that have changed places under right checksums: sizes tell, or where they are equal, the rows.
+     */
     memcpy(copy, file, bytes);
     put(copy + 192, 4, 2);
     put(copy + 192 + 32, 4, 1);
     fix(copy, bytes);
     CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("its size");
-    /* One left out: the last, with the file cut before its gap, after it, and with nothing after the third.
-     */
-    uint64_t third_end = u64(file + 192 + 64 + 8) + u64(file + 192 + 64 + 16);
     memcpy(copy, file, bytes);
-    memset(copy + 192 + 96, 0, 32);
-    put(copy + 184, 4, 3);
-    put(copy + 40, 8, third_end);
-    fix(copy, third_end);
-    CHECK_STATUS(open_bytes(copy, third_end), BW_CORRUPT);
-    CHECK_MESSAGE("section zones: missing");
+    CHECK_EQUAL(u64(file + 192 + 32 * 3 + 16), u64(file + 192 + 32 * 6 + 16));
+    put(copy + 192 + 32 * 3, 4, 7); /* zones and centroids */
+    put(copy + 192 + 32 * 6, 4, 4);
+    fix(copy, bytes);
+    CHECK_STATUS(validate_bytes(copy, bytes), BW_CORRUPT);
+    CHECK_MESSAGE("section zones: block 0");
     /* A larger gap of zeros is allowed; bytes after the last section are not. */
     memcpy(copy, file, bytes);
-    uint64_t zones = u64(file + 192 + 96 + 8);
-    memset(copy + zones, 0, 4096);
-    memcpy(copy + zones + 4096, file + zones, bytes - zones);
-    put(copy + 192 + 96 + 8, 8, zones + 4096);
+    uint64_t last = place(file, 10);
+    memset(copy + last, 0, 4096);
+    memcpy(copy + last + 4096, file + last, bytes - last);
+    put(copy + 192 + 32 * 9 + 8, 8, last + 4096);
     put(copy + 40, 8, bytes + 4096);
     fix(copy, bytes + 4096);
     CHECK_STATUS(open_bytes(copy, bytes + 4096), BW_OK);
@@ -525,8 +646,7 @@ static void test_sections(const uint8_t *file, size_t bytes) {
 /* Contradictions under right checksums: row numbers are checked at open, the rest by the deep check. */
 static void test_contents(const uint8_t *file, size_t bytes) {
     uint8_t *copy = test_alloc(bytes);
-    uint64_t ids = u64(file + 200), id_rows = u64(file + 232), codes = u64(file + 264),
-             zones = u64(file + 296);
+    uint64_t ids = place(file, 1), id_rows = place(file, 2), codes = place(file, 3), zones = place(file, 4);
     CHECK_EQUAL(validate_bytes(file, bytes), BW_OK);
 
     for (size_t rank = 0; rank < 300; rank += 23) {
@@ -564,10 +684,47 @@ static void test_contents(const uint8_t *file, size_t bytes) {
         CHECK_MESSAGE("section zones: places past");
     }
     memcpy(copy, file, bytes);
-    copy[codes + 300] = 1; /* row 300 of 300, dimension 0 */
+    copy[codes + 8192 + 44] = 1; /* row 300 of 300, dimension 0 */
     fix(copy, bytes);
     CHECK_STATUS(validate_bytes(copy, bytes), BW_CORRUPT);
-    CHECK_MESSAGE("past the last row");
+    CHECK_MESSAGE("section codes: values past the last row");
+
+    /* What was made from the codes. 300 rows: 2 blocks, 5 granules, 1 tile, all of them in the sample. */
+    const uint64_t planes = place(file, 5), bins = place(file, 6), centroids = place(file, 7),
+                   histograms = place(file, 8), sample = place(file, 9);
+    const struct {
+        uint64_t offset;
+        const char *message;
+    } changes[] = {
+        {planes, "section planes: row 0 of block 0 lies in bin"},
+        {planes + 96 * 9 + 32 + 12, "section planes: row 96 of block 0 lies in bin"},
+        {planes + 3072 + 96 * 31 + 64 + 5, "section planes: row 40 of block 1 lies in bin"},
+        {planes + 3072 + 96 * 3 + 6, "section planes: bits past the last row"},
+        {planes + 6143, "section planes: bits past the last row"},
+        {bins + 7, "section bins: bin 7 of dimension 0"},
+        {bins + 8 * 31 + 7, "section bins: bin 7 of dimension 31"},
+        {centroids, "section centroids: the mean of tile 0 in dimension 0"},
+        {centroids + 64 * 31, "section centroids: the mean of tile 0 in dimension 31"},
+        {centroids + 1, "section centroids: places past the last tile"},
+        {centroids + 64 * 31 + 63, "section centroids: places past the last tile"},
+        {centroids + 2048 + 4, "section centroids: the mean of granule 4 of tile 0 in dimension 0"},
+        {centroids + 2048 + 5, "section centroids: the mean of granule 5 of tile 0 in dimension 0 is 0"},
+        {centroids + 2048 + 64 * 31, "section centroids: the mean of granule 0 of tile 0 in dimension 31"},
+        {histograms + 4 * (256 * 4 + 100), "value 100 in dimension 4"},
+        {histograms + 32764, "value 255 in dimension 31"},
+        {sample, "section sample: sample row 0 is not row 0"},
+        {sample + 8192 + 256 * 31 + 43, "section sample: sample row 299 is not row 299"},
+        {sample + 8192 + 44, "section sample: values past the last row"},
+    };
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        memcpy(copy, file, bytes);
+        copy[changes[i].offset] ^= 1;
+        fix(copy, bytes);
+        CHECK_STATUS(validate_bytes(copy, bytes), BW_CORRUPT);
+        CHECK_MESSAGE(changes[i].message);
+        CHECK_MESSAGE("segment x");
+        CHECK_MESSAGE("boxwood repair");
+    }
 
     /* A file that changes while it is open: the deep check reads the checksums again. */
     test_write_file(folder, "x", file, bytes);
@@ -654,15 +811,24 @@ static void test_refusals(void) {
     CHECK_EQUAL(test_count_files(folder, NULL), 0);
     free_rows(&from);
 
-    /* Stopped at every call of the progress function: no file. Not stopped: the share done rises to 1. */
+    /* Stopped at every call of the progress function: no file, or the one from before. Not stopped: the share
+     * done rises to 1. */
     from = make_rows(5, 140000, 0, 1);
     spec = make_spec(&from);
+    test_write_file(folder, "old", "as it was", 9);
+    watch last = {.stop_at = 1, .right = true};
+    CHECK_STATUS(bw_segment_write(folder, "old", &spec, look, &last, &error), BW_CANCELLED);
+    size_t old_bytes;
+    uint8_t *old = test_read_file(folder, "old", &old_bytes);
+    CHECK(old_bytes == 9 && memcmp(old, "as it was", 9) == 0);
+    free(old);
+    test_remove_file(folder, "old");
     for (unsigned stop_at = 1;; stop_at += 4) {
         watch w = {.stop_at = stop_at, .right = true};
         int32_t code = bw_segment_write(folder, "s", &spec, look, &w, &error);
         CHECK(w.right);
         if (code == BW_OK) {
-            CHECK(w.calls < stop_at && w.calls > 30 && w.last > 0.999);
+            CHECK(w.calls < stop_at && w.calls > 5 && w.last > 0.999);
             break;
         }
         CHECK(code == BW_CANCELLED && error.code == BW_CANCELLED && w.calls == stop_at);
@@ -674,8 +840,9 @@ static void test_refusals(void) {
 
 int main(void) {
     test_make_folder(folder);
+    test_golden();
     test_sizes();
-    test_order();
+    test_shapes();
     test_damage();
     test_refusals();
     test_remove_folder(folder);

@@ -27,7 +27,7 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -238,10 +238,14 @@ class _Ensembles:
         if every:
             found["DuckDB WHERE"] = Way(table(f"SELECT id FROM codes WHERE {where}"), _sql_ids)
             found["DuckDB WHERE count"] = Way(number(f"SELECT count(*) FROM codes WHERE {where}"))
-            if self.scans and threads == 1:
-                columns = self.scans["scan"].columns
-                found["numpy"] = Way(lambda: peers.numpy_votes(columns, self.ids, query))
+            if threads == 1:
+                found["numpy"] = Way(lambda: peers.numpy_votes(self.columns, self.ids, query))
         return found
+
+    @cached_property
+    def columns(self) -> Codes:
+        """The codes column by column, for numpy."""
+        return np.ascontiguousarray(self.codes.T)
 
     @property
     def _folder(self) -> str:

@@ -89,17 +89,17 @@ class Scan:
 
     def __init__(self, codes: Codes, ids: Ids) -> None:
         self.rows, self.ids = len(codes), np.ascontiguousarray(ids)
-        self.stride = -(-self.rows // 4096) * 4096
+        blocks = -(-self.rows // 4096)
         ffi, lib = self._interface, self._library
-        memory = lib.scan_alloc(self.stride)
+        memory = lib.scan_alloc(4096 * blocks)
         if memory == ffi.NULL:
             raise MemoryError(f"no room for {DIMS} columns of {self.rows:,} rows")
         self._memory = ffi.gc(memory, lib.scan_free)
-        self.columns = np.frombuffer(ffi.buffer(memory, DIMS * self.stride), np.uint8)
-        self.columns = self.columns.reshape(DIMS, self.stride)
-        for start in range(0, self.rows, 65_536):
-            part = codes[start : start + 65_536]
-            self.columns[:, start : start + len(part)] = part.T
+        columns = np.frombuffer(ffi.buffer(memory, DIMS * 4096 * blocks), np.uint8)
+        columns = columns.reshape(blocks, DIMS, 4096)
+        for block in range(blocks):
+            part = codes[4096 * block : 4096 * (block + 1)]
+            columns[block, :, : len(part)] = part.T
 
     def prepare(self, estimators: list[list[list[list[int]]]], threshold: int,
                 early: bool, threads: int) -> Callable[[], Any]:  # fmt: skip
@@ -121,7 +121,7 @@ class Scan:
         variant = lib.SCAN_EARLY if early else lib.SCAN_PLAIN
 
         def run(_alive: object = (kept, arrays)) -> Any:
-            found = lib.scan_run(columns, self.stride, self.rows, ids, model, variant, threads)
+            found = lib.scan_run(columns, self.rows, ids, model, variant, threads)
             if found == ffi.NULL:
                 raise SystemExit("the scan has no memory or cannot start its threads")
             return ffi.gc(found, lib.scan_rows_free)

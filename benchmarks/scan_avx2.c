@@ -1,13 +1,13 @@
 /* scan_avx2.c - the straightforward scan that the index is measured against: every column, every row.
  *
- * Whole columns, one byte a value, in memory that is advised to use huge pages. Rows are worked through in
- * blocks of 4,096, so that a block's columns (128 KiB) stay in the second-level cache while all boxes of all
- * estimators look at them. The answer is the ids and the votes of the rows with enough votes. No zones, no
- * order, no planes.
+ * Columns, one byte a value, in blocks of 4,096 rows (the 32 pages of a block lie side by side: 1.4 times
+ * faster here than columns as long as the table), in memory that is advised to use huge pages. 256 rows at a
+ * time go through all boxes of all estimators. The answer is the ids and the votes of the rows with enough
+ * votes. No zones, no order, no planes.
  *
- * Variants: SCAN_PLAIN does everything; SCAN_EARLY takes 256 rows at a time through all estimators, leaves a
- * box when two or more of its ranges exclude all of them, and leaves the rows when the estimators that are
- * left cannot bring any of them to the threshold. Callers pass estimators and ranges with the rarest first.
+ * Variants: SCAN_PLAIN does everything; SCAN_EARLY leaves a box when two or more of its ranges exclude all of
+ * the 256 rows, and leaves the rows when the estimators that are left cannot bring any of them to the
+ * threshold. Callers pass estimators and ranges with the rarest first.
  */
 #define _GNU_SOURCE
 #include <immintrin.h>
@@ -33,8 +33,9 @@ typedef struct scan_model {
     const uint8_t *width; /* hi - lo */
 } scan_model;
 
-/* Room for 32 columns of `stride` values (a multiple of 4,096), zeroed; NULL when there is no memory. */
-uint8_t *scan_alloc(uint64_t stride);
+/* Room for `rows` rows (a multiple of 4,096), zeroed; NULL when there is no memory. Row r of dimension d is
+ * at r / 4096 * 32 * 4096 + d * 4096 + r % 4096. */
+uint8_t *scan_alloc(uint64_t rows);
 void scan_free(uint8_t *columns);
 int32_t scan_supported(void);
 
@@ -46,8 +47,8 @@ typedef struct scan_rows {
 
 /* Rows [0, rows) by `threads` threads, matches in row order, in memory of their own, as bw_search_run gives
  * them; NULL when there is no memory or a thread cannot be started. */
-scan_rows *scan_run(const uint8_t *columns, uint64_t stride, uint64_t rows, const int64_t *ids,
-                    const scan_model *model, int32_t variant, int32_t threads);
+scan_rows *scan_run(const uint8_t *columns, uint64_t rows, const int64_t *ids, const scan_model *model,
+                    int32_t variant, int32_t threads);
 void scan_rows_free(scan_rows *found);
 /* cffi: end */
 
@@ -57,8 +58,8 @@ int32_t scan_supported(void) {
     return __builtin_cpu_supports("avx2") != 0;
 }
 
-uint8_t *scan_alloc(uint64_t stride) {
-    uint64_t bytes = (32 * stride + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+uint8_t *scan_alloc(uint64_t rows) {
+    uint64_t bytes = (32 * rows + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     uint8_t *columns = aligned_alloc(HUGE_PAGE, bytes);
     if (columns != NULL) {
         madvise(columns, bytes, MADV_HUGEPAGE);
@@ -73,7 +74,7 @@ void scan_free(uint8_t *columns) {
 
 typedef struct job {
     const uint8_t *columns;
-    uint64_t stride, first, rows; /* rows [first, rows) */
+    uint64_t first, rows; /* rows [first, rows) */
     const int64_t *ids;
     const scan_model *model;
     int32_t variant;
@@ -91,7 +92,7 @@ box_outside(const job *job, const uint8_t *rows, uint32_t box, int early, __m256
         outside[i] = _mm256_setzero_si256();
     }
     for (uint32_t done = 0; range < end; range++, done++) {
-        const __m256i *column = (const __m256i *)(rows + model->dim[range] * job->stride);
+        const __m256i *column = (const __m256i *)(rows + model->dim[range] * BLOCK);
         __m256i lo = _mm256_set1_epi8((char)model->lo[range]);
         __m256i width = _mm256_set1_epi8((char)model->width[range]);
         for (int i = 0; i < VECTORS; i++) {
@@ -155,24 +156,16 @@ static void *work(void *context) {
     job *job = context;
     uint32_t estimators = job->model->estimators, spare = estimators - job->model->threshold;
     for (uint64_t block = job->first; block < job->rows; block += BLOCK) {
-        __m256i votes[BLOCK / 32];
-        if (job->variant == SCAN_PLAIN) {
-            memset(votes, 0, sizeof votes);
-            for (uint32_t e = 0; e < estimators; e++) {
-                for (uint64_t group = 0; group < BLOCK; group += GROUP) {
-                    estimator_votes(job, job->columns + block + group, e, 0, votes + group / 32);
-                }
-            }
-            for (uint64_t group = 0; group < BLOCK; group += GROUP) {
-                emit(job, block + group, votes + group / 32);
-            }
-            continue;
-        }
+        __m256i votes[VECTORS];
+        const uint8_t *rows = job->columns + 32 * block;
         for (uint64_t group = 0; group < BLOCK; group += GROUP) {
-            memset(votes, 0, VECTORS * sizeof *votes);
-            int alive = 1;
-            for (uint32_t e = 0; e < estimators && alive; e++) {
-                estimator_votes(job, job->columns + block + group, e, 1, votes);
+            memset(votes, 0, sizeof votes);
+            int alive = 1, early = job->variant == SCAN_EARLY;
+            for (uint32_t e = 0; e < estimators && !early; e++) {
+                estimator_votes(job, rows + group, e, 0, votes);
+            }
+            for (uint32_t e = 0; e < estimators && early && alive; e++) {
+                estimator_votes(job, rows + group, e, 1, votes);
                 if (e >= spare) { /* votes that a row must have by now */
                     __m256i most = votes[0], need = _mm256_set1_epi8((char)(e + 1 - spare));
                     for (int i = 1; i < VECTORS; i++) {
@@ -198,8 +191,8 @@ void scan_rows_free(scan_rows *found) {
     }
 }
 
-scan_rows *scan_run(const uint8_t *columns, uint64_t stride, uint64_t rows, const int64_t *ids,
-                    const scan_model *model, int32_t variant, int32_t threads) {
+scan_rows *scan_run(const uint8_t *columns, uint64_t rows, const int64_t *ids, const scan_model *model,
+                    int32_t variant, int32_t threads) {
     job jobs[SCAN_MAX_THREADS];
     pthread_t thread[SCAN_MAX_THREADS];
     scan_rows *found = calloc(1, sizeof *found);
@@ -218,8 +211,8 @@ scan_rows *scan_run(const uint8_t *columns, uint64_t stride, uint64_t rows, cons
     for (int t = 0; t < threads; t++) {
         uint64_t first = share * (uint64_t)t < rows ? share * (uint64_t)t : rows;
         uint64_t end = first + share < rows ? first + share : rows;
-        jobs[t] = (job){
-            columns, stride, first, end, ids, model, variant, found->ids + first, found->votes + first, 0};
+        jobs[t] =
+            (job){columns, first, end, ids, model, variant, found->ids + first, found->votes + first, 0};
     }
     int started = 1;
     while (started < threads && pthread_create(&thread[started], NULL, work, &jobs[started]) == 0) {

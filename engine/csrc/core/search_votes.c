@@ -15,9 +15,11 @@
 
 #define DIGITS BW_VOTE_DIGITS
 #define MORSEL_BLOCKS (BW_MORSEL_ROWS / BW_BLOCK_ROWS)
-#define ROW_SCORES 64 /* matching rows of a block from which on all its scores are computed at once */
-#define FETCH_AHEAD 4 /* blocks whose planes come in from memory while earlier ones are tested */
-#define IDLE 64       /* scratches kept for the next call: as many as there may be threads */
+#define ROW_SCORES 64  /* matching rows of a block from which on all its scores are computed at once */
+#define CODES_AHEAD 4  /* blocks whose columns are fetched before they are looked at */
+#define FETCH_BOXES 64 /* so few boxes are asked which columns they will look at */
+#define FETCH_AHEAD 4  /* blocks whose planes come in from memory while earlier ones are tested */
+#define IDLE 64        /* scratches kept for the next call: as many as there may be threads */
 
 _Static_assert(BW_MAX_ESTIMATORS < 1 << DIGITS, "votes must fit the counter");
 _Static_assert(MORSEL_BLOCKS % BW_GROUP_BLOCKS == 0, "a morsel is a number of whole groups");
@@ -248,9 +250,12 @@ static void settle(task *task, rows *r) {
     }
     uint8_t places[BW_BLOCK_ROWS];
     uint32_t n = 0;
+    const int64_t *ids = task->segment->ids;
     for (uint32_t w = 0; some && w < 4; w++) {
         for (uint64_t left = r->match[w]; left; left &= left - 1) {
-            places[n++] = (uint8_t)(64 * w + (uint32_t)__builtin_ctzll(left));
+            uint32_t place = 64 * w + (uint32_t)__builtin_ctzll(left);
+            __builtin_prefetch(task->segment->ids + (r->origin ? r->origin[place] : r->first + place));
+            places[n++] = (uint8_t)place;
         }
     }
     bool scored = search->has_score && task->want_scores;
@@ -276,7 +281,6 @@ static void settle(task *task, rows *r) {
     /* A loop for each column: ids come from all over memory, and a short loop lets many come at once. */
     uint64_t to = batch->rows;
     batch->rows += n;
-    const int64_t *ids = task->segment->ids;
     for (uint32_t i = 0; batch->ids && i < n; i++) {
         uint32_t row = r->origin ? r->origin[places[i]] : r->first + places[i];
         batch->ids[to + i] = search->places ? (int64_t)(task->first_place + row) : ids[row];
@@ -449,6 +453,36 @@ static void gather(task *task, uint32_t number, const uint64_t wanted[4], uint32
     }
 }
 
+/* A block's columns are short and far apart, so that the hardware does not see them coming. Of each column
+ * the lines with wanted rows. */
+static void prefetch_codes(const bw_segment *segment, uint32_t number, uint32_t dims,
+                           const uint64_t wanted[4]) {
+    size_t stride;
+    const uint8_t *block = bw_segment_block(segment, number, &stride);
+    for (; dims; dims &= dims - 1) {
+        const uint8_t *column = block + (size_t)__builtin_ctz(dims) * stride;
+        for (int w = 0; w < 4; w++) {
+            if (!wanted || wanted[w]) {
+                __builtin_prefetch(column + 64 * w);
+            }
+        }
+    }
+}
+
+static inline __attribute__((always_inline)) void fetch_block(const task *task, const group *g,
+                                                              uint64_t tested, uint32_t bit) {
+    const bw_program *program = &task->search->program;
+    bool apart = !(tested >> bit & 1);
+    uint32_t dims = program->dims, boxes = bw_program_boxes(program);
+    if (apart && boxes <= FETCH_BOXES) {
+        dims = 0;
+        for (uint32_t i = 0; i < boxes; i++) {
+            dims |= task->scratch->overlaps[i] >> bit & 1 ? program->box_dims[i] : 0;
+        }
+    }
+    prefetch_codes(task->segment, g->first + bit, dims, apart ? NULL : task->scratch->reached[bit]);
+}
+
 static void search_group(task *task, uint32_t first) {
     const bw_search *search = task->search;
     group g;
@@ -460,7 +494,15 @@ static void search_group(task *task, uint32_t first) {
     task->stats.blocks_scanned += (uint32_t)__builtin_popcountll(open & ~g.whole);
     uint32_t count = 0; /* rows gathered, */
     uint64_t of = 0;    /* of these blocks */
+    uint64_t ahead = open & ~g.whole;
+    for (int i = 0; ahead && i < CODES_AHEAD; i++, ahead &= ahead - 1) {
+        fetch_block(task, &g, tested, (uint32_t)__builtin_ctzll(ahead));
+    }
     for (uint64_t left = open; left; left &= left - 1) {
+        if (ahead) {
+            fetch_block(task, &g, tested, (uint32_t)__builtin_ctzll(ahead));
+            ahead &= ahead - 1;
+        }
         uint32_t bit = (uint32_t)__builtin_ctzll(left);
         if (!task->batch && g.whole >> bit & 1) {
             task->stats.rows += bw_segment_block_rows(task->segment, first + bit);
@@ -587,19 +629,18 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
 
 /* ---- the choice of a path ---- */
 
-/* What the steps of a search cost, in nanoseconds of one core (Zen 5, AVX-512). Fitted to the times of counts
- * with each path forced (bw_search_open_path) against what a survey of all groups and blocks says of them:
+/* What the steps of a search cost, in nanoseconds of one core (Zen 5, AVX-512). Round numbers, set by hand so
+ * that the choice falls on the faster path in measurements with each path forced (bw_search_open_path):
  * ensembles of 25 to 70 boxes, trained ones among them, and single boxes, on 1,000,000 rows (in the cache for
- * the most part) and 10,000,000 (in memory), realistic and uniform. A path is chosen by their proportions,
- * which memory and instruction set change little; the same constants everywhere give the same path
- * everywhere. */
+ * the most part) and 10,000,000 (in memory), realistic and uniform. Predicted times are off by up to twice;
+ * their proportions, which decide, less. The same constants everywhere give the same path everywhere. */
 #define COST_ZONES_BOX 5.0      /* a box on the zones of 64 blocks */
-#define COST_BLOCK 150.0        /* a block whose codes are looked at, */
-#define COST_TEST 100.0         /* and each box there */
+#define COST_BLOCK 120.0        /* a block whose codes are looked at, */
+#define COST_TEST 60.0          /* and each box there */
 #define COST_PLANES 100.0       /* a block whose planes are looked at, */
 #define COST_PLANES_BOX 4.0     /* and each box that its zones leave */
 #define COST_CANDIDATE 180.0    /* a block of which planes leave rows, */
-#define COST_CANDIDATE_ROW 2.0  /* each such row, */
+#define COST_CANDIDATE_ROW 3.0  /* each such row, */
 #define COST_CANDIDATE_TEST 0.1 /* and each box of the model on it */
 
 #define SURVEY_GROUPS 8 /* groups that are looked at for an estimate: at most, */
@@ -816,10 +857,20 @@ void bw_search_stats(const bw_search *search, bw_stats *stats) {
 
 /* ---- a whole search ---- */
 
+/* Where one morsel's rows are. */
+typedef struct piece {
+    uint32_t worker;
+    uint64_t first, rows; /* among the worker's */
+} piece;
+
 typedef struct run {
     bw_search *search;
-    bw_rows *pieces; /* for each morsel, its rows; NULL when only counting */
+    piece *pieces;    /* for each morsel; NULL when only counting */
+    bw_rows *found;   /* for each worker, what its morsels gave, in ascending order of morsels */
+    bw_rows *all;     /* the pieces joined */
+    uint64_t *places; /* for each morsel, where its rows go */
     const volatile int32_t *cancel;
+    _Atomic uint64_t next;  /* the next morsel to be copied */
     _Atomic int32_t status; /* the first failure, which stops the others */
     bw_error error;         /* its message; written by whoever set the status */
 } run;
@@ -831,22 +882,16 @@ static void rows_release(bw_rows *rows) {
     memset(rows, 0, sizeof *rows);
 }
 
-static bool rows_allocate(bw_rows *rows, uint64_t n) {
-    rows->rows = n;
-    rows->ids = bw_alloc_array(n, sizeof *rows->ids);
-    rows->votes = bw_alloc_array(n, sizeof *rows->votes);
-    rows->scores = bw_alloc_array(n, sizeof *rows->scores);
-    if (!rows->ids || !rows->votes || !rows->scores) {
-        rows_release(rows);
-        return false;
-    }
-    return true;
-}
-
-static void rows_copy(bw_rows *to, uint64_t at, const bw_rows *from) {
-    memcpy(to->ids + at, from->ids, from->rows * sizeof *to->ids);
-    memcpy(to->votes + at, from->votes, from->rows * sizeof *to->votes);
-    memcpy(to->scores + at, from->scores, from->rows * sizeof *to->scores);
+/* Room for `room` rows, those there kept; large arrays grow without being copied where realloc can move
+ * pages. On failure the rows stay as they were, or a part of the arrays has grown. */
+static bool rows_grow(bw_rows *rows, uint64_t room) {
+    int64_t *ids = bw_realloc_array(rows->ids, room, sizeof *ids);
+    rows->ids = ids ? ids : rows->ids;
+    int32_t *votes = bw_realloc_array(rows->votes, room, sizeof *votes);
+    rows->votes = votes ? votes : rows->votes;
+    int64_t *scores = bw_realloc_array(rows->scores, room, sizeof *scores);
+    rows->scores = scores ? scores : rows->scores;
+    return ids && votes && scores;
 }
 
 void bw_rows_free(bw_rows *rows) {
@@ -864,62 +909,93 @@ static void run_fail(run *run, int32_t status, const bw_error *error) {
 }
 
 static void run_worker(void *context, uint32_t worker) {
-    (void)worker;
     run *run = context;
     bw_error error = {0};
-    bw_rows buffer = {0};
+    bw_rows *found = run->pieces ? &run->found[worker] : NULL;
+    uint64_t room = 0;
     scratch *scratch = NULL;
     int32_t status = scratch_take(run->search, &scratch, &error);
-    if (status == BW_OK && run->pieces && !rows_allocate(&buffer, BW_MORSEL_ROWS)) {
-        status = bw_fail_nomem(&error, BW_MORSEL_ROWS * 20);
-    }
     while (status == BW_OK && atomic_load_explicit(&run->status, memory_order_relaxed) == BW_OK) {
         if (run->cancel && *run->cancel) {
             status = bw_fail(&error, BW_CANCELLED, "the search was cancelled");
             break;
         }
-        bw_batch batch = {0, buffer.ids, buffer.votes, buffer.scores};
+        bw_batch batch = {0};
+        if (found) {
+            if (room - found->rows < BW_MORSEL_ROWS) {
+                room = 2 * room + BW_MORSEL_ROWS;
+                if (!rows_grow(found, room)) {
+                    status = bw_fail_nomem(&error, room * 20);
+                    break;
+                }
+            }
+            batch = (bw_batch){0, found->ids + found->rows, found->votes + found->rows,
+                               found->scores + found->rows};
+        }
         uint64_t morsel;
         if (!search_morsel(run->search, scratch, &batch, &morsel)) {
             break;
         }
-        if (batch.rows > 0) {
-            bw_rows found = buffer;
-            found.rows = batch.rows;
-            if (rows_allocate(&run->pieces[morsel], batch.rows)) {
-                rows_copy(&run->pieces[morsel], 0, &found);
-            } else {
-                status = bw_fail_nomem(&error, batch.rows * 20);
-            }
+        if (found) {
+            run->pieces[morsel] = (piece){worker, found->rows, batch.rows};
+            found->rows += batch.rows;
         }
     }
     if (status != BW_OK) {
         run_fail(run, status, &error);
     }
-    rows_release(&buffer);
     scratch_give_back(run->search, scratch);
 }
 
-/* Joins the pieces in morsel order, releasing them. */
-static int32_t run_join(run *run, bw_rows **rows, bw_error *error) {
-    uint64_t n = 0;
-    for (uint64_t m = 0; m < run->search->morsels; m++) {
-        n += run->pieces[m].rows;
-    }
-    bw_rows *all = bw_alloc_zero(1, sizeof *all);
-    if (!all || !rows_allocate(all, n)) {
-        bw_free(all);
-        return bw_fail_nomem(error, n * 20);
-    }
-    uint64_t at = 0;
-    for (uint64_t m = 0; m < run->search->morsels; m++) {
-        uint64_t piece = run->pieces[m].rows;
-        if (piece > 0) {
-            rows_copy(all, at, &run->pieces[m]);
-            rows_release(&run->pieces[m]);
-            at += piece;
+static void join_worker(void *context, uint32_t worker) {
+    (void)worker;
+    run *run = context;
+    uint64_t morsel;
+    while ((morsel = atomic_fetch_add_explicit(&run->next, 1, memory_order_relaxed)) < run->search->morsels) {
+        const piece *piece = &run->pieces[morsel];
+        const bw_rows *from = &run->found[piece->worker];
+        uint64_t to = run->places[morsel];
+        if (piece->rows > 0) {
+            memcpy(run->all->ids + to, from->ids + piece->first, piece->rows * sizeof *from->ids);
+            memcpy(run->all->votes + to, from->votes + piece->first, piece->rows * sizeof *from->votes);
+            memcpy(run->all->scores + to, from->scores + piece->first, piece->rows * sizeof *from->scores);
         }
     }
+}
+
+/* All rows in morsel order. A single worker's are in that order already and are handed on as they are. */
+static int32_t run_join(run *run, uint32_t workers, bw_rows **rows, bw_error *error) {
+    uint64_t n = 0, with_rows = 0;
+    uint32_t last = 0;
+    for (uint32_t w = 0; w < workers; w++) {
+        n += run->found[w].rows;
+        with_rows += run->found[w].rows > 0;
+        last = run->found[w].rows > 0 ? w : last;
+    }
+    bw_rows *all = bw_alloc_zero(1, sizeof *all);
+    if (!all) {
+        return bw_fail_nomem(error, sizeof *all);
+    }
+    if (with_rows <= 1) {
+        *all = run->found[last];
+        run->found[last] = (bw_rows){0};
+        rows_grow(all, n); /* gives back what is not needed; harmless where it can't */
+        *rows = all;
+        return BW_OK;
+    }
+    run->places = bw_alloc_array(run->search->morsels, sizeof *run->places);
+    if (!run->places || !rows_grow(all, n)) {
+        bw_free(run->places);
+        bw_rows_free(all);
+        return bw_fail_nomem(error, n * 20);
+    }
+    for (uint64_t m = 0; m < run->search->morsels; m++) {
+        run->places[m] = all->rows;
+        all->rows += run->pieces[m].rows;
+    }
+    run->all = all;
+    bw_parallel(workers, join_worker, run);
+    bw_free(run->places);
     *rows = all;
     return BW_OK;
 }
@@ -942,22 +1018,24 @@ int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_
         return status;
     }
     uint64_t morsels = run.search->morsels;
+    threads = bw_thread_count(threads);
+    threads = threads < morsels ? threads : morsels ? (uint32_t)morsels : 1;
     if (rows) {
         run.pieces = bw_alloc_zero(morsels, sizeof *run.pieces);
-        if (!run.pieces) {
-            bw_search_close(run.search);
-            return bw_fail_nomem(error, morsels * sizeof *run.pieces);
+        run.found = bw_alloc_zero(threads, sizeof *run.found);
+        if (!run.pieces || !run.found) {
+            status = bw_fail_nomem(error, morsels * sizeof *run.pieces);
         }
     }
-    threads = bw_thread_count(threads);
-    bw_parallel(threads < morsels ? threads : morsels ? (uint32_t)morsels : 1, run_worker, &run);
-    status = atomic_load(&run.status);
-    if (status != BW_OK) {
-        if (error) {
+    if (status == BW_OK) {
+        bw_parallel(threads, run_worker, &run);
+        status = atomic_load(&run.status);
+        if (status != BW_OK && error) {
             *error = run.error;
         }
-    } else if (rows) {
-        status = run_join(&run, rows, error);
+    }
+    if (status == BW_OK && rows) {
+        status = run_join(&run, threads, rows, error);
     }
     if (status == BW_OK && stats) {
         bw_search_stats(run.search, stats);
@@ -965,9 +1043,10 @@ int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_
     if (status == BW_OK && estimate) {
         *estimate = run.search->estimate;
     }
-    for (uint64_t m = 0; run.pieces && m < morsels; m++) {
-        rows_release(&run.pieces[m]);
+    for (uint32_t w = 0; run.found && w < threads; w++) {
+        rows_release(&run.found[w]);
     }
+    bw_free(run.found);
     bw_free(run.pieces);
     bw_search_close(run.search);
     return status;

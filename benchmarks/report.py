@@ -575,6 +575,7 @@ def write(out: Path, con: duckdb.DuckDBPyConnection, docs: Path | None) -> None:
     (out / "report.md").write_text(text(rows, [f"plots/{p.name}" for p in plots]), "utf-8")
     print(f"report: {out / 'report.md'}")
     if docs is not None:
+        docs.mkdir(parents=True, exist_ok=True)
         made = plot(rows, docs / "bench")
         (docs / "BENCHMARKS.md").write_text(text(rows, [f"bench/{p.name}" for p in made]), "utf-8")
         print(f"written: {docs / 'BENCHMARKS.md'}")

@@ -103,7 +103,7 @@ def test_the_scans_agree_with_the_oracle(rows: int, out: Path) -> None:
                     for early in (False, True)
                     for threads in (1, 2, 5)
                 ]
-                answers.append(peers.numpy_votes(scan.columns, ids, model))
+                answers.append(peers.numpy_votes(np.ascontiguousarray(codes.T), ids, model))
                 for found, count in answers:
                     assert np.array_equal(found, ids[match])
                     assert np.array_equal(count, votes[match])

@@ -17,6 +17,7 @@
 #define MORSEL_BLOCKS (BW_MORSEL_ROWS / BW_BLOCK_ROWS)
 #define ROW_SCORES 64  /* matching rows of a block from which on all its scores are computed at once */
 #define CODES_AHEAD 4  /* blocks whose columns are fetched before they are looked at */
+#define IDS_AHEAD 32   /* ids that are fetched before they are needed */
 #define FETCH_BOXES 64 /* so few boxes are asked which columns they will look at */
 #define FETCH_AHEAD 4  /* blocks whose planes come in from memory while earlier ones are tested */
 #define IDLE 64        /* scratches kept for the next call: as many as there may be threads */
@@ -254,7 +255,6 @@ static void settle(task *task, rows *r) {
     for (uint32_t w = 0; some && w < 4; w++) {
         for (uint64_t left = r->match[w]; left; left &= left - 1) {
             uint32_t place = 64 * w + (uint32_t)__builtin_ctzll(left);
-            __builtin_prefetch(task->segment->ids + (r->origin ? r->origin[place] : r->first + place));
             places[n++] = (uint8_t)place;
         }
     }
@@ -278,12 +278,10 @@ static void settle(task *task, rows *r) {
     if (!batch) {
         return;
     }
-    /* A loop for each column: ids come from all over memory, and a short loop lets many come at once. */
     uint64_t to = batch->rows;
     batch->rows += n;
-    for (uint32_t i = 0; batch->ids && i < n; i++) {
-        uint32_t row = r->origin ? r->origin[places[i]] : r->first + places[i];
-        batch->ids[to + i] = search->places ? (int64_t)(task->first_place + row) : ids[row];
+    for (uint32_t i = 0; batch->ids && i < n; i++) { /* rows for now; name_rows makes ids of them */
+        batch->ids[to + i] = r->origin ? r->origin[places[i]] : r->first + places[i];
     }
     for (uint32_t i = 0; batch->votes && i < n; i++) {
         batch->votes[to + i] = (int32_t)votes[i];
@@ -528,6 +526,20 @@ static void search_group(task *task, uint32_t first) {
 
 /* ---- one morsel ---- */
 
+/* Ids in place of row numbers. They lie all over memory, so that they are fetched well before they are
+ * needed. */
+static void name_rows(const task *task) {
+    const int64_t *ids = task->segment->ids;
+    int64_t *rows = task->batch->ids;
+    uint64_t n = task->batch->rows;
+    for (uint64_t i = 0; i < n; i++) {
+        if (i + IDS_AHEAD < n) {
+            __builtin_prefetch(ids + rows[i + IDS_AHEAD]);
+        }
+        rows[i] = task->search->places ? (int64_t)task->first_place + rows[i] : ids[rows[i]];
+    }
+}
+
 static void scratch_free(scratch *s) {
     if (s) {
         bw_free(s->overlaps);
@@ -610,6 +622,9 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
     uint32_t first = (uint32_t)(number - search->first_morsels[low]) * MORSEL_BLOCKS;
     for (uint32_t b = first; b < first + MORSEL_BLOCKS && b < t.segment->blocks; b += BW_GROUP_BLOCKS) {
         search_group(&t, b);
+    }
+    if (t.batch && t.batch->ids) {
+        name_rows(&t);
     }
     atomic_fetch_add_explicit(&search->rows, t.stats.rows, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->pruned, t.stats.blocks_pruned, memory_order_relaxed);

@@ -35,8 +35,10 @@ _FILE = "boxwood.duckdb_extension"
 _HERE = Path(__file__).resolve().parent
 # A search over fewer rows ends before anyone could press Ctrl-C.
 _QUICK_ROWS = 2_000_000
-# As many k-NN queries end before anyone could press Ctrl-C.
-_KNN_QUERIES = 256
+# What an approximate k-NN query may cost, in rows of such a search.
+_QUICK_QUERY_ROWS = 8_192
+# From here on k-NN is exact: include/boxwood.h.
+_EXACT_RECALL = 0.999
 
 _STATUS: dict[int, type[errors.Error]] = {
     1: errors.InputError,
@@ -113,17 +115,6 @@ def _call(function: Any, *arguments: Any, input: bool = False) -> None:
 
 
 _UINT8, _INT64, _UINT32 = map(ffi.typeof, ("uint8_t[]", "int64_t[]", "uint32_t[]"))
-
-
-class _Local(threading.local):
-    """What a thread's k-NN calls use again and again."""
-
-    def __init__(self) -> None:
-        self.options = ffi.new("bw_knn_options *")
-        self.count = ffi.new("uint32_t[1]")
-
-
-_local = _Local()
 
 
 def version() -> str:
@@ -604,17 +595,17 @@ class Index:
         """
         rows = check_codes(queries)
         n, width = len(rows), min(check_k(k), self.info.rows)
-        found, distances = np.empty((n, width), np.int64), np.empty((n, width), np.uint32)
-        options = _local.options
+        listed = None if ids is None else _int64(check_ids(ids))
+        options, counts = ffi.new("bw_knn_options *"), ffi.new("uint32_t[]", max(n, 1))
         options.k, options.recall, options.threads = width, check_recall(recall), _threads(threads)
         options.within = ffi.NULL if within is None else within._pointer
-        listed = None if ids is None else _int64(check_ids(ids))
         options.ids = ffi.NULL if listed is None else listed
         options.n_ids = 0 if listed is None else len(listed)
-        filtered = within is not None or listed is not None
+        found, distances = np.empty((n, width), np.int64), np.empty((n, width), np.uint32)
         if not found.size:
             return found, distances
-        counts = _local.count if n == 1 else ffi.new("uint32_t[]", n)
+        wide = within is not None or listed is not None or recall > _EXACT_RECALL
+        work_rows = n * self.info.rows if wide else n * _QUICK_QUERY_ROWS
 
         def work(cancel: Any) -> None:
             options.cancel = cancel
@@ -624,7 +615,7 @@ class Index:
                 ffi.NULL,
             )  # fmt: skip
 
-        if n <= _KNN_QUERIES and (not filtered or self.info.rows <= _QUICK_ROWS):
+        if work_rows <= _QUICK_ROWS:
             work(ffi.NULL)
         else:
             _interruptible(work)

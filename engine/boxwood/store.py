@@ -21,7 +21,6 @@ import pyarrow as pa
 from boxwood import catalog, native
 from boxwood.catalog import Codes, Record
 from boxwood.errors import (
-    Error,
     IndexCorrupt,
     IndexMismatch,
     IndexMissing,
@@ -230,7 +229,7 @@ def inspect(path: Path, of: Record, rows: int) -> tuple[str, native.IndexInfo | 
             info = index.info
     except IndexMissing:
         return "missing", None
-    except Error:
+    except (IndexCorrupt, IndexMismatch):
         return "corrupt", None
     if info.uuid != of.uuid:
         return "foreign", info

@@ -520,10 +520,10 @@ static int32_t map_file(int file, const char *path, bw_map *map, bw_error *error
     size_t bytes = (size_t)status.st_size;
     void *data = NULL;
     if (bytes > 0) {
-        errno = ENOMEM;
+        errno = EIO; /* what an injected fault says */
         data = fault(BW_FAULT_MAP) ? MAP_FAILED : mmap(NULL, bytes, PROT_READ, MAP_SHARED, file, 0);
         if (data == MAP_FAILED) {
-            return fail_io(error, "map", path, errno);
+            return errno == ENOMEM ? bw_fail_nomem(error, bytes) : fail_io(error, "map", path, errno);
         }
         (void)madvise(data, bytes, MADV_WILLNEED); /* a hint: failing is fine */
     }

@@ -251,7 +251,6 @@ static void settle(task *task, rows *r) {
     }
     uint8_t places[BW_BLOCK_ROWS];
     uint32_t n = 0;
-    const int64_t *ids = task->segment->ids;
     for (uint32_t w = 0; some && w < 4; w++) {
         for (uint64_t left = r->match[w]; left; left &= left - 1) {
             uint32_t place = 64 * w + (uint32_t)__builtin_ctzll(left);
@@ -646,17 +645,18 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
 
 /* What the steps of a search cost, in nanoseconds of one core (Zen 5, AVX-512). Round numbers, set by hand so
  * that the choice falls on the faster path in measurements with each path forced (bw_search_open_path):
- * ensembles of 25 to 70 boxes, trained ones among them, and single boxes, on 1,000,000 rows (in the cache for
- * the most part) and 10,000,000 (in memory), realistic and uniform. Predicted times are off by up to twice;
- * their proportions, which decide, less. The same constants everywhere give the same path everywhere. */
-#define COST_ZONES_BOX 5.0      /* a box on the zones of 64 blocks */
-#define COST_BLOCK 120.0        /* a block whose codes are looked at, */
-#define COST_TEST 60.0          /* and each box there */
-#define COST_PLANES 100.0       /* a block whose planes are looked at, */
-#define COST_PLANES_BOX 4.0     /* and each box that its zones leave */
-#define COST_CANDIDATE 180.0    /* a block of which planes leave rows, */
-#define COST_CANDIDATE_ROW 3.0  /* each such row, */
-#define COST_CANDIDATE_TEST 0.1 /* and each box of the model on it */
+ * ensembles of 25 to 93 boxes, trained ones among them, and single boxes, on 1,000,000 rows (in the cache for
+ * the most part) and 10,000,000 (in memory); and unions and ensembles of 1 to 75 boxes on uniform codes,
+ * where nothing is pruned and half the rows may match. What rows cost that match is not in them, since it is
+ * the same on every path. The same constants everywhere give the same path everywhere. */
+#define COST_ZONES_BOX 5.0       /* a box on the zones of 64 blocks */
+#define COST_BLOCK 150.0         /* a block whose codes are looked at, */
+#define COST_TEST 35.0           /* and each box there */
+#define COST_PLANES 100.0        /* a block whose planes are looked at, */
+#define COST_PLANES_BOX 4.0      /* and each box that its zones leave */
+#define COST_CANDIDATE 180.0     /* a block of which planes leave rows, */
+#define COST_CANDIDATE_ROW 3.0   /* each such row, */
+#define COST_CANDIDATE_TEST 0.15 /* and each box of the model on it */
 
 #define SURVEY_GROUPS 8 /* groups that are looked at for an estimate: at most, */
 #define SURVEY_SHARE 4  /* and one in so many; */
@@ -742,7 +742,7 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
     cost[BW_PATH_SCAN] =
         blocks * scale * (COST_BLOCK + (live > 0 ? tried * boxes * open / live : boxes) * COST_TEST);
     if (path == BW_PATH_CHOOSE) {
-        path = cost[BW_PATH_PLANES] <= cost[BW_PATH_ZONES] ? BW_PATH_PLANES : BW_PATH_ZONES;
+        path = cost[BW_PATH_PLANES] < cost[BW_PATH_ZONES] ? BW_PATH_PLANES : BW_PATH_ZONES;
         path = cost[BW_PATH_SCAN] < cost[path] ? BW_PATH_SCAN : path;
     }
     double total = (double)index->first_blocks[index->info.segments];
@@ -938,7 +938,10 @@ static void run_worker(void *context, uint32_t worker) {
         bw_batch batch = {0};
         if (found) {
             if (room - found->rows < BW_MORSEL_ROWS) {
-                room = 2 * room + BW_MORSEL_ROWS;
+                if (atomic_load_explicit(&run->search->next, memory_order_relaxed) >= run->search->morsels) {
+                    break; /* nothing is left that would need room */
+                }
+                room = room + room / 2 + BW_MORSEL_ROWS;
                 if (!rows_grow(found, room)) {
                     status = bw_fail_nomem(&error, room * 20);
                     break;

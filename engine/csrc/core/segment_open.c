@@ -26,11 +26,10 @@ static int32_t check_header(const char *name, const bw_map *map, const bw_segmen
                        name);
     }
     if (header->format != BW_FORMAT) {
-        return bw_fail(
-            error, BW_VERSION,
-            "segment %s: header: format %u, but this Boxwood reads format %d. Update Boxwood, or run: "
-            "boxwood repair",
-            name, header->format, BW_FORMAT);
+        return bw_fail(error, BW_VERSION,
+                       "segment %s: header: format %u, but this Boxwood reads format %d. %s", name,
+                       header->format, BW_FORMAT,
+                       header->format < BW_FORMAT ? REPAIR : "Update Boxwood, or run: boxwood repair");
     }
     if (bw_crc32c(0, header, offsetof(bw_segment_header, checksum)) != header->checksum) {
         return bw_fail(error, BW_CORRUPT,
@@ -205,15 +204,19 @@ static int32_t check_bins_and_recall(const bw_segment *segment, bw_error *error)
     uint64_t granules = (segment->rows + BW_GRANULE_ROWS - 1) / BW_GRANULE_ROWS;
     for (uint32_t k = 0; k < BW_RECALL_KS; k++) {
         const uint32_t *effort = segment->recall->effort[k];
-        bool ascending = effort[BW_RECALL_LEVELS - 1] <= granules;
+        bool ascending = effort[0] >= 1 && effort[BW_RECALL_LEVELS - 1] <= granules;
         for (uint32_t level = 1; level < BW_RECALL_LEVELS; level++) {
             ascending &= effort[level - 1] <= effort[level];
+        }
+        for (uint32_t level = 0; k > 0 && level < BW_RECALL_LEVELS; level++) {
+            ascending &= segment->recall->effort[k - 1][level] <= effort[level];
         }
         if (!ascending) {
             return bw_fail(
                 error, BW_CORRUPT,
-                "segment %s: section recall: row %u does not ascend to at most %llu granules. " REPAIR, name,
-                k, (unsigned long long)granules);
+                "segment %s: section recall: row %u does not ascend from 1 to at most %llu granules, or is "
+                "below the one before. " REPAIR,
+                name, k, (unsigned long long)granules);
         }
     }
     return BW_OK;

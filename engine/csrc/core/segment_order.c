@@ -82,9 +82,9 @@ int32_t bw_sort_ids(const int64_t *ids, uint64_t rows, uint32_t *sorted, bw_erro
 #define FRACTION_BITS 6
 
 /* Nodes of more rows than this are shared among threads part by part, smaller ones are one thread's. The
- * parts of a shared node have at least an eighth of its rows. */
+ * parts of a shared node have at least an eighth of its rows, up to half a block less by rounding. */
 #define SHARED_ROWS ((uint32_t)1 << 15)
-#define WAITING_ROWS_MIN (SHARED_ROWS / 8)
+#define WAITING_ROWS_MIN (SHARED_ROWS / 8 - BW_BLOCK_ROWS / 2)
 
 /* Between two calls of the progress function: rows that the calling thread went over, and nanoseconds that it
  * waits for others. */

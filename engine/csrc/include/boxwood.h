@@ -2,7 +2,7 @@
  *
  * A collection of images is held as 32-byte codes (uint8_t[32], one value a dimension). This library stores
  * codes in immutable segment files, searches them with models (unions of boxes with votes, and an additive
- * score), finds exact nearest neighbours, and trains models from labelled ids.
+ * score), finds nearest neighbours, and trains models from labelled ids.
  *
  * Conventions
  * - Every function that can fail returns a bw_status and, when that is not BW_OK, fills the caller's bw_error

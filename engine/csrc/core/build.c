@@ -15,8 +15,9 @@
 #define HISTOGRAM_ROWS 65536 /* rows that a thread takes at a time */
 
 /* Parts of the time, for progress. */
-#define ORDER_SHARE 0.55
-#define FILL_SHARE 0.35
+#define ORDER_SHARE 0.5
+#define FILL_SHARE 0.3
+#define RECALL_SHARE 0.2
 
 typedef uint32_t histogram[BW_DIMS][256];
 
@@ -54,6 +55,11 @@ static int32_t report(build *b, double done) {
 static int32_t order_progress(void *context, double done) {
     build *b = context;
     return b->progress == NULL ? 0 : b->progress(b->context, ORDER_SHARE * done);
+}
+
+static int32_t recall_progress(void *context, double done) {
+    build *b = context;
+    return b->progress == NULL ? 0 : b->progress(b->context, ORDER_SHARE + FILL_SHARE + RECALL_SHARE * done);
 }
 
 static uint64_t section_bytes(const build *b, uint32_t kind) {
@@ -393,7 +399,7 @@ static int32_t write_recall(build *b) {
     }
     if (code == BW_OK) {
         bw_segment_attach(&segment, "");
-        code = bw_knn_calibrate(&segment, b->threads, &recall, b->error);
+        code = bw_knn_calibrate(&segment, b->threads, &recall, recall_progress, b, b->error);
         bw_map_close(&segment.map);
     }
     if (code == BW_OK) {

@@ -112,7 +112,8 @@ void bw_search_give_places(bw_search *search);
 
 /* search_knn.c. What approximate k-NN must spend on a segment for each k and recall (docs/FORMAT.md,
  * "Recall"), measured with rows of its sample as queries; segment->recall is not read. The same segment gives
- * the same numbers, whatever the threads (0: one a core). */
-int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall *recall, bw_error *error);
+ * the same numbers, whatever the threads (0: one a core). `progress` may be NULL. */
+int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall *recall, bw_progress progress,
+                         void *context, bw_error *error);
 
 #endif

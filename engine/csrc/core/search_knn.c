@@ -35,6 +35,8 @@
 #define CALIBRATION_EVERY 4        /* of those, the ones whose many neighbours are looked at */
 #define CALIBRATION_FEW 100
 #define CALIBRATION_MANY 1000
+#define CALIBRATION_STEP (1.0 / 32) /* of a calibration: how often progress is reported */
+#define CANCEL_IDS 4096             /* of a filter: after so many the cancel flag is looked at */
 #define MARGIN 1.5 /* standard errors that a measured share of neighbours is taken for less */
 
 _Static_assert(BW_DIMS * 255 * 255 < 1 << (64 - NUMBER_BITS), "a distance and a number share 64 bits");
@@ -74,6 +76,7 @@ typedef struct knn {
     /* or those rows themselves, in ascending order of their ids: granules of 32 columns of 64 values. */
     const uint8_t *packed;
     const int64_t *packed_ids;
+    const volatile int32_t *cancel; /* may be NULL */
 } knn;
 
 /* What one thread needs. */
@@ -83,6 +86,7 @@ typedef struct scratch {
     uint64_t *blocks; /* with a bitmap: room for all blocks */
     uint64_t visited; /* granules */
     uint64_t bytes;   /* of zones and centroids */
+    bool stopped;     /* the cancel flag was seen: what was found is not an answer */
     void *memory;     /* owned: bw_free */
 } scratch;
 
@@ -237,6 +241,11 @@ static void shrink(list *list) {
         list->count = list->keep;
         list->limit = distance_of(list->keys[list->keep - 1]);
     }
+}
+
+static inline bool stopped(const knn *knn, scratch *scratch) {
+    scratch->stopped = scratch->stopped || (knn->cancel && *knn->cancel);
+    return scratch->stopped;
 }
 
 static inline uint64_t first_bits(uint64_t n) {
@@ -451,8 +460,11 @@ static uint64_t part_chunks(const part *part) {
 
 static bool scratch_begin(const knn *knn, scratch *scratch);
 
-/* Searches the next chunk; false when none is left. */
+/* Searches the next chunk; false when none is left, or no more are wanted. */
 static bool pass_chunk(pass *pass, scratch *scratch) {
+    if (stopped(pass->knn, scratch)) {
+        return false;
+    }
     uint64_t chunk = atomic_fetch_add(&pass->next, 1);
     if (chunk >= pass->chunks) {
         return false;
@@ -516,6 +528,7 @@ static void search_exactly(const knn *knn, scratch *scratch, uint32_t threads, c
                 shrink_found(knn, scratch);
             }
         }
+        scratch->stopped = scratch->stopped || scratches[t].stopped;
         scratch->visited += scratches[t].visited;
         scratch->bytes += scratches[t].bytes;
         bw_free(scratches[t].memory);
@@ -559,6 +572,9 @@ static void search_wanted(const knn *knn, scratch *scratch, const uint8_t *query
         for (uint32_t b = 0; b < segment->blocks; b += 64) {
             uint32_t bounds[64];
             uint64_t some = 0;
+            if (stopped(knn, scratch)) {
+                return;
+            }
             for (uint32_t i = 0; i < 64 && b + i < segment->blocks; i++) {
                 const uint64_t *words = wanted_of(knn, part->first_block + b + i);
                 some |= (uint64_t)((words[0] | words[1] | words[2] | words[3]) != 0) << i;
@@ -589,10 +605,16 @@ static void search_wanted(const knn *knn, scratch *scratch, const uint8_t *query
         }
     }
     for (uint64_t i = 0; i < nearest; i++) {
+        if (i % PASS_BLOCKS == 0 && stopped(knn, scratch)) {
+            return;
+        }
         search_wanted_block(knn, scratch, blocks[i], query);
     }
     shrink_found(knn, scratch);
     for (uint64_t i = nearest; i < n; i++) {
+        if (i % PASS_BLOCKS == 0 && stopped(knn, scratch)) {
+            return;
+        }
         if (distance_of(blocks[i]) <= scratch->found.limit) {
             search_wanted_block(knn, scratch, blocks[i], query);
         }
@@ -634,6 +656,15 @@ static void filter_free(filter *filter) {
     bw_free(filter->ids);
 }
 
+static int32_t fail_cancelled(bw_error *error) {
+    return bw_fail(error, BW_CANCELLED, "the search for neighbours was cancelled");
+}
+
+/* BW_CANCELLED when that is what the flag says as the i-th id comes. */
+static int32_t filter_look(const filter *filter, uint64_t i, bw_error *error) {
+    return i % CANCEL_IDS == 0 && filter->cancel && *filter->cancel ? fail_cancelled(error) : BW_OK;
+}
+
 /* Copies the codes of the rows with filter->ids, ascending; ids that the index lacks are dropped, and those
  * that `model`, if not NULL, does not match. */
 static int32_t filter_pack(filter *filter, uint64_t n, const bw_model *model, bw_error *error) {
@@ -645,11 +676,15 @@ static int32_t filter_pack(filter *filter, uint64_t n, const bw_model *model, bw
     for (uint64_t i = 0; i < n; i++) {
         uint32_t segment, row;
         uint8_t code[BW_DIMS], match = 1;
+        int32_t status = filter_look(filter, i, error);
+        if (status != BW_OK) {
+            return status;
+        }
         if (!bw_index_find(filter->index, filter->ids[i], &segment, &row)) {
             continue;
         }
         bw_index_gather(filter->index, segment, row, code);
-        int32_t status = model ? bw_model_evaluate(model, code, 1, NULL, NULL, &match, error) : BW_OK;
+        status = model ? bw_model_evaluate(model, code, 1, NULL, NULL, &match, error) : BW_OK;
         if (status != BW_OK) {
             return status;
         }
@@ -685,7 +720,7 @@ static void filter_worker(void *context, uint32_t worker) {
     int32_t status = batch.ids ? BW_OK : bw_fail_nomem(&error, BW_MORSEL_ROWS * sizeof *batch.ids);
     while (status == BW_OK && atomic_load(&filter->status) == BW_OK) {
         if (filter->cancel && *filter->cancel) {
-            status = bw_fail(&error, BW_CANCELLED, "the search for neighbours was cancelled");
+            status = fail_cancelled(&error);
             break;
         }
         status = bw_search_next(filter->search, &batch, NULL, &error);
@@ -711,7 +746,8 @@ static int32_t filter_list(filter *filter, const int64_t *ids, size_t n, uint64_
     if (!listed) {
         return bw_fail_nomem(error, words * sizeof *listed);
     }
-    for (size_t i = 0; i < n; i++) {
+    int32_t status = BW_OK;
+    for (size_t i = 0; i < n && (status = filter_look(filter, i, error)) == BW_OK; i++) {
         uint32_t segment, row;
         if (bw_index_find(filter->index, ids[i], &segment, &row)) {
             uint64_t place = filter->index->first_blocks[segment] * BW_BLOCK_ROWS + row;
@@ -722,7 +758,7 @@ static int32_t filter_list(filter *filter, const int64_t *ids, size_t n, uint64_
         filter->wanted[w] = all ? listed[w] : filter->wanted[w] & listed[w];
     }
     bw_free(listed);
-    return BW_OK;
+    return status;
 }
 
 static int32_t filter_make(filter *filter, const bw_index *index, const bw_knn_options *options,
@@ -889,13 +925,32 @@ static bool scratch_begin(const knn *knn, scratch *scratch) {
 
 typedef struct calibration {
     const bw_segment *segment;
-    uint32_t queries;
-    uint32_t few, many; /* neighbours of a query, and of every fourth; at most rows - 1 */
-    uint32_t *efforts;  /* [queries][many]: what it takes to find each, the nearest one first */
+    uint32_t queries;     /* of which the next is taken */
+    uint32_t least, most; /* how many there are in all, at the end */
+    uint32_t few, many;   /* neighbours of a query, and of every fourth; at most rows - 1 */
+    uint32_t *efforts;    /* [queries][many]: what it takes to find each, the nearest one first */
     _Atomic uint32_t next;
     _Atomic uint32_t done;
     _Atomic uint64_t visited; /* granules */
+    _Atomic bool stopped;
+    bw_progress progress; /* of the caller's thread, which is worker 0 */
+    void *context;
+    double reported;
 } calibration;
+
+/* There are as many queries as CALIBRATION_VISITS allow, but no fewer than c->least and no more than c->most.
+ */
+static void calibration_report(calibration *c) {
+    double done = atomic_load(&c->done), part = (double)atomic_load(&c->visited) / CALIBRATION_VISITS;
+    part = part < done / c->least ? part : done / c->least;
+    part = part > done / c->most ? part : done / c->most;
+    if (c->progress && part >= c->reported + CALIBRATION_STEP) {
+        c->reported = part;
+        if (c->progress(c->context, part) != 0) {
+            atomic_store(&c->stopped, true);
+        }
+    }
+}
 
 /* The efforts that find each of the neighbours in `found`: the rank of its granule among all of the segment,
  * and at least so much that the granule's tile is in the beam. */
@@ -959,7 +1014,6 @@ static void measure(const knn *knn, scratch *scratch, uint64_t *spare, const uin
 }
 
 static void calibrate_worker(void *context, uint32_t worker) {
-    (void)worker;
     calibration *c = context;
     const bw_segment *segment = c->segment;
     part part;
@@ -974,7 +1028,8 @@ static void calibrate_worker(void *context, uint32_t worker) {
     uint64_t *spare = bw_alloc_array((size_t)part.granules + 64, sizeof *spare);
     bool ready = scratch_begin(&knn, &scratch) && spare;
     /* A worker without memory leaves the queries to the others. */
-    for (uint32_t q; ready && (q = atomic_fetch_add(&c->next, 1)) < c->queries;) {
+    for (uint32_t q;
+         ready && !atomic_load(&c->stopped) && (q = atomic_fetch_add(&c->next, 1)) < c->queries;) {
         /* However many queries there will be, they are spread over the sample: multiples of the golden
          * section, modulo 1. */
         uint32_t sample = (uint32_t)((uint64_t)(q * UINT32_C(0x9E3779B9)) * segment->sample_rows >> 32);
@@ -986,6 +1041,7 @@ static void calibrate_worker(void *context, uint32_t worker) {
         }
         uint32_t neighbours = q % CALIBRATION_EVERY == 0 ? c->many : c->few;
         list_begin(&scratch.found, neighbours + 1);
+        uint64_t before = scratch.visited;
         search_exactly(&knn, &scratch, 1, query);
         sort_keys(scratch.found.keys, scratch.found.count);
         uint32_t n = 0; /* a row is not its own neighbour */
@@ -996,10 +1052,11 @@ static void calibrate_worker(void *context, uint32_t worker) {
             }
         }
         measure(&knn, &scratch, spare, query, n, c->efforts + (size_t)q * c->many);
+        atomic_fetch_add(&c->visited, scratch.visited - before);
         atomic_fetch_add(&c->done, 1);
-    }
-    if (ready) {
-        atomic_fetch_add(&c->visited, scratch.visited);
+        if (worker == 0) {
+            calibration_report(c);
+        }
     }
     bw_free(scratch.memory);
     bw_free(spare);
@@ -1058,15 +1115,18 @@ static void fill_table(const calibration *c, uint32_t granules, uint32_t *sorted
     }
 }
 
-int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall *recall, bw_error *error) {
+int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall *recall, bw_progress progress,
+                         void *context, bw_error *error) {
     uint64_t others = segment->rows - 1;
-    calibration c = {.segment = segment};
+    calibration c = {.segment = segment, .progress = progress, .context = context};
     c.few = others < CALIBRATION_FEW ? (uint32_t)others : CALIBRATION_FEW;
     c.many = others < CALIBRATION_MANY ? (uint32_t)others : CALIBRATION_MANY;
     /* Less is at stake in a small segment. */
     uint32_t most = segment->blocks < CALIBRATION_QUERIES ? segment->blocks : CALIBRATION_QUERIES;
     uint32_t least = segment->sample_rows < CALIBRATION_LEAST ? segment->sample_rows : CALIBRATION_LEAST;
-    size_t cells = (size_t)(most > least ? most : least) * (c.many ? c.many : 1);
+    c.least = least;
+    c.most = most > least ? most : least;
+    size_t cells = (size_t)c.most * (c.many ? c.many : 1);
     c.efforts = bw_alloc_array(cells, sizeof *c.efforts);
     uint32_t *sorted = bw_alloc_array(cells, sizeof *sorted);
     bool done = c.efforts && sorted;
@@ -1076,19 +1136,23 @@ int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall 
         bw_parallel(threads < least ? threads : least, calibrate_worker, &c);
         /* What these have cost tells how many more there may be. */
         uint64_t visited = atomic_load(&c.visited), affordable = CALIBRATION_VISITS / (visited / least + 1);
-        if (affordable > least && most > least && atomic_load(&c.done) == least) {
+        if (affordable > least && most > least && atomic_load(&c.done) == least && !atomic_load(&c.stopped)) {
             c.queries = affordable < most ? (uint32_t)affordable : most;
             atomic_store(&c.next, least);
             bw_parallel(threads, calibrate_worker, &c);
         }
         done = atomic_load(&c.done) == c.queries;
     }
-    if (done) {
+    bool stopped = atomic_load(&c.stopped);
+    if (done && !stopped) {
         memset(recall, 0, sizeof *recall);
         fill_table(&c, (uint32_t)((segment->rows + BW_GRANULE_ROWS - 1) / BW_GRANULE_ROWS), sorted, recall);
     }
     bw_free(c.efforts);
     bw_free(sorted);
+    if (stopped) {
+        return bw_fail(error, BW_CANCELLED, "cancelled while nearest neighbours were measured");
+    }
     return done ? BW_OK : bw_fail_nomem(error, 2 * cells * sizeof *c.efforts);
 }
 
@@ -1103,7 +1167,7 @@ typedef struct run {
     uint64_t packed_rows;
     int64_t *ids;
     uint32_t *distances;
-    const volatile int32_t *cancel;
+    _Atomic bool stopped;
     _Atomic size_t next;
     _Atomic size_t answered;
     _Atomic uint64_t visited;
@@ -1140,7 +1204,7 @@ static void work(void *context, uint32_t worker) {
     bool ready = scratch_begin(knn, &scratch);
     /* A worker without memory leaves the queries to the others. */
     for (size_t q; ready && (q = atomic_fetch_add(&run->next, 1)) < run->n;) {
-        if (run->cancel && *run->cancel) {
+        if (stopped(knn, &scratch)) {
             break;
         }
         const uint8_t *query = run->queries + q * BW_DIMS;
@@ -1154,10 +1218,16 @@ static void work(void *context, uint32_t worker) {
         } else {
             search_granules(knn, &scratch, query);
         }
+        if (scratch.stopped) {
+            break;
+        }
         give(knn, &scratch.found, run->ids + q * run->k, run->distances + q * run->k);
         atomic_fetch_add(&run->answered, 1);
     }
     if (ready) {
+        if (scratch.stopped) {
+            atomic_store(&run->stopped, true);
+        }
         atomic_fetch_add(&run->visited, scratch.visited);
         atomic_fetch_add(&run->bytes, scratch.bytes);
         bw_free(scratch.memory);
@@ -1232,8 +1302,8 @@ static int32_t run_queries(run *run, uint32_t threads, bw_error *error) {
     if (atomic_load(&run->answered) == run->n) {
         return BW_OK;
     }
-    if (run->cancel && *run->cancel) {
-        return bw_fail(error, BW_CANCELLED, "the search for neighbours was cancelled");
+    if (atomic_load(&run->stopped)) {
+        return fail_cancelled(error);
     }
     /* Queries are left only when no worker had memory. */
     return bw_fail_nomem(error, list_room(run->knn.keep) * 2 * sizeof(uint64_t));
@@ -1254,8 +1324,11 @@ int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, const bw
         return bw_fail_nomem(error, segments * sizeof *parts);
     }
     run run = {.queries = queries, .n = n, .k = k, .ids = ids, .distances = distances};
-    run.cancel = options->cancel;
-    run.knn = (knn){.kernels = bw_kernels_get(), .parts = parts, .n_parts = segments, .blocks = blocks};
+    run.knn = (knn){.kernels = bw_kernels_get(),
+                    .parts = parts,
+                    .n_parts = segments,
+                    .blocks = blocks,
+                    .cancel = options->cancel};
     for (uint32_t s = 0; s < segments; s++) {
         part_begin(&parts[s], index->segments[s], index->first_blocks[s]);
     }

@@ -133,8 +133,8 @@ static bool knn_run(const call *call, const bw_index *index, relation *out, bw_e
     int64_t *ids = malloc(call->k * sizeof *ids);
     uint32_t *distances = malloc(call->k * sizeof *distances);
     bool done = (ids && distances) || fail_memory(error);
-    /* DuckDB has other threads, but runs such a function on one: a large exact search may use them. */
-    bw_knn_options options = {.k = call->k, .recall = call->recall, .within = call->within};
+    /* DuckDB runs such a function on one of its threads and does not tell how many more it may use. */
+    bw_knn_options options = {.k = call->k, .threads = 1, .recall = call->recall, .within = call->within};
     options.ids = call->ids;
     options.n_ids = call->n_ids;
     done = done && query_code(call, index, code, error) &&

@@ -285,7 +285,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             bw_segment_validate(segment, &error);
             use_segment(segment);
             bw_recall recall;
-            bw_knn_calibrate(segment, 1, &recall, &error);
+            bw_knn_calibrate(segment, 1, &recall, NULL, NULL, &error);
             search_segment(segment);
             bw_segment_close(segment);
         }

@@ -276,7 +276,7 @@ typedef struct bw_knn_options {
     const int64_t
         *ids; /* only these ids (any order; those that the index lacks are passed over); NULL: all */
     size_t n_ids;
-    const volatile int32_t *cancel; /* looked at between queries; non-zero stops the work; may be NULL */
+    const volatile int32_t *cancel; /* looked at now and then; non-zero stops the work; may be NULL */
 } bw_knn_options;
 
 /* The k nearest rows of each of n queries (n * 32 codes) by squared Euclidean distance on codes, ties by id,

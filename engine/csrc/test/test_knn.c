@@ -347,7 +347,7 @@ static void test_recall(void) {
             bw_recall again;
             for (uint32_t threads = 1; threads <= 3; threads++) {
                 test_choose_isa(threads);
-                CHECK_STATUS(bw_knn_calibrate(segment, threads, &again, &error), BW_OK);
+                CHECK_STATUS(bw_knn_calibrate(segment, threads, &again, NULL, NULL, &error), BW_OK);
                 CHECK(memcmp(&again, segment->recall, sizeof again) == 0);
             }
             for (int k = 0; k < BW_RECALL_KS; k++) {
@@ -534,7 +534,7 @@ static void test_faults(void) {
         int32_t status = BW_NOMEM;
         for (long countdown = 0; status != BW_OK && countdown < 100; countdown++) {
             bw_fault_set(BW_FAULT_ALLOC, countdown);
-            status = kind == 4 ? bw_knn_calibrate(index->segments[0], 1, &recall, &error)
+            status = kind == 4 ? bw_knn_calibrate(index->segments[0], 1, &recall, NULL, NULL, &error)
                                : bw_knn(index, queries, 2, &options, ids, distances, counts, NULL, &error);
             bw_fault_set(BW_FAULT_ALLOC, -1);
             CHECK(status == BW_OK || (status == BW_NOMEM && error.code == BW_NOMEM));

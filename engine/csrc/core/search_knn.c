@@ -944,6 +944,7 @@ static void calibration_report(calibration *c) {
     double done = atomic_load(&c->done), part = (double)atomic_load(&c->visited) / CALIBRATION_VISITS;
     part = part < done / c->least ? part : done / c->least;
     part = part > done / c->most ? part : done / c->most;
+    part = part < 1 ? part : 1;
     if (c->progress && part >= c->reported + CALIBRATION_STEP) {
         c->reported = part;
         if (c->progress(c->context, part) != 0) {

@@ -487,6 +487,45 @@ static void test_arguments(void) {
     bw_index_close(index);
 }
 
+typedef struct watch {
+    double last;
+    unsigned calls, stop_at;
+    bool right;
+} watch;
+
+static int32_t look(void *context, double done) {
+    watch *w = context;
+    w->right &= done > w->last && done <= 1;
+    w->last = done;
+    return ++w->calls == w->stop_at;
+}
+
+/* A calibration stopped at each report, which rise to 1, and not asked again. */
+static void test_calibration_cancelled(void) {
+    bw_random random = {41};
+    uint64_t rows = 30000;
+    bw_index *index = test_make_index(&random, "test_knn.d", DATA_UNIFORM, &rows, 1);
+    const bw_segment *segment = index->segments[0];
+    bw_error error;
+    for (unsigned stop_at = 1;; stop_at++) {
+        watch w = {.stop_at = stop_at, .right = true};
+        bw_recall recall;
+        int32_t status = bw_knn_calibrate(segment, 1, &recall, look, &w, &error);
+        CHECK(w.right);
+        if (status == BW_OK) {
+            CHECK(w.calls == stop_at - 1 && w.calls >= 16 && w.last > 0.95);
+            CHECK(memcmp(&recall, segment->recall, sizeof recall) == 0);
+            break;
+        }
+        CHECK(status == BW_CANCELLED && error.code == BW_CANCELLED && w.calls == stop_at);
+    }
+    watch w = {.stop_at = 1, .right = true};
+    bw_recall recall;
+    int32_t status = bw_knn_calibrate(segment, 3, &recall, look, &w, &error);
+    CHECK(status == (w.calls ? BW_CANCELLED : BW_OK)); /* the others may do most of it */
+    bw_index_close(index);
+}
+
 static void test_cancel_and_mismatch(void) {
     bw_random random = {40};
     uint64_t rows = 5000;
@@ -499,6 +538,11 @@ static void test_cancel_and_mismatch(void) {
     bw_model *model = NULL;
     bw_knn_options options = {.k = 4, .recall = 1, .threads = 1, .cancel = &cancel};
     CHECK_STATUS(bw_knn(index, query, 1, &options, ids, distances, counts, NULL, &error), BW_CANCELLED);
+    options.ids = ids;
+    options.n_ids = 1;
+    CHECK_STATUS(bw_knn(index, query, 1, &options, ids, distances, counts, NULL, &error), BW_CANCELLED);
+    options.ids = NULL;
+    options.n_ids = 0;
     const char *other = "{\"boxwood_model\":1,\"learner\":\"test\",\"dims\":32,\"quantizer\":\"other\","
                         "\"estimators\":[[[]]],\"threshold\":1}";
     CHECK_STATUS(bw_model_from_json(other, strlen(other), &model, &error), BW_OK);
@@ -555,6 +599,7 @@ int main(void) {
     test_never_short();
     test_pruning();
     test_arguments();
+    test_calibration_cancelled();
     test_cancel_and_mismatch();
 #ifdef BW_FAULTS
     test_faults();

@@ -15,12 +15,14 @@
 
 #define DIGITS BW_VOTE_DIGITS
 #define MORSEL_BLOCKS (BW_MORSEL_ROWS / BW_BLOCK_ROWS)
-#define ROW_SCORES 64  /* matching rows of a block from which on all its scores are computed at once */
-#define CODES_AHEAD 4  /* blocks whose columns are fetched before they are looked at */
-#define IDS_AHEAD 32   /* ids that are fetched before they are needed */
-#define FETCH_BOXES 64 /* so few boxes are asked which columns they will look at */
-#define FETCH_AHEAD 4  /* blocks whose planes come in from memory while earlier ones are tested */
-#define IDLE 64        /* scratches kept for the next call: as many as there may be threads */
+#define ROW_SCORES 64      /* matching rows of a block from which on all its scores are computed at once */
+#define CODES_AHEAD 4      /* blocks whose columns are fetched before they are looked at */
+#define IDS_AHEAD 32       /* ids that are fetched before they are needed */
+#define FETCH_BOXES 64     /* so few boxes are asked which columns they will look at */
+#define FETCH_AHEAD 4      /* blocks whose planes come in from memory while earlier ones are tested */
+#define FIRST_ROOM_SHARE 8 /* room for one row in so many at first, */
+#define FIRST_ROOM_MOST ((uint64_t)1 << 22) /* but for no more rows than these */
+#define IDLE 64 /* scratches kept for the next call: as many as there may be threads */
 
 _Static_assert(BW_MAX_ESTIMATORS < 1 << DIGITS, "votes must fit the counter");
 _Static_assert(MORSEL_BLOCKS % BW_GROUP_BLOCKS == 0, "a morsel is a number of whole groups");
@@ -884,6 +886,7 @@ typedef struct run {
     bw_rows *found;   /* for each worker, what its morsels gave, in ascending order of morsels */
     bw_rows *all;     /* the pieces joined */
     uint64_t *places; /* for each morsel, where its rows go */
+    uint64_t first_room;
     const volatile int32_t *cancel;
     _Atomic uint64_t next;  /* the next morsel to be copied */
     _Atomic int32_t status; /* the first failure, which stops the others */
@@ -941,7 +944,7 @@ static void run_worker(void *context, uint32_t worker) {
                 if (atomic_load_explicit(&run->search->next, memory_order_relaxed) >= run->search->morsels) {
                     break; /* nothing is left that would need room */
                 }
-                room = room + room / 2 + BW_MORSEL_ROWS;
+                room = (room ? 2 * room : run->first_room) + BW_MORSEL_ROWS;
                 if (!rows_grow(found, room)) {
                     status = bw_fail_nomem(&error, room * 20);
                     break;
@@ -1038,6 +1041,9 @@ int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_
     uint64_t morsels = run.search->morsels;
     threads = bw_thread_count(threads);
     threads = threads < morsels ? threads : morsels ? (uint32_t)morsels : 1;
+    /* Growing copies; pages that nothing is written to cost nothing. */
+    run.first_room = index->info.rows / FIRST_ROOM_SHARE / threads;
+    run.first_room = run.first_room < FIRST_ROOM_MOST ? run.first_room : FIRST_ROOM_MOST;
     if (rows) {
         run.pieces = bw_alloc_zero(morsels, sizeof *run.pieces);
         run.found = bw_alloc_zero(threads, sizeof *run.found);

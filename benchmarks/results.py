@@ -64,7 +64,7 @@ def machine() -> dict[str, Any]:
     versions = {package: _version(package) for package in _PACKAGES}
     versions["python"] = platform.python_version()
     return {
-        "system": f"{platform.system()} {platform.release()}", "cpu": _cpu(),
+        "system": " ".join([platform.system(), *platform.release().split("-")[:1]]), "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),

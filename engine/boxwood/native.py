@@ -591,7 +591,7 @@ class Index:
             that the index lacks are passed over. Exact whatever the recall; the shape is then
             (n, min(k, rows that pass)).
 
-        Ctrl-C stops a long search between two queries.
+        Ctrl-C stops a long search.
         """
         rows = check_codes(queries)
         n, width = len(rows), min(check_k(k), self.info.rows)

@@ -111,8 +111,8 @@ static int32_t put_in_order(build *b) {
     }
     b->header.min_id = b->spec->ids[b->id_rows[0]];
     b->header.max_id = b->spec->ids[b->id_rows[rows - 1]];
-    code = bw_segment_order(b->spec->ids, b->spec->codes, rows, b->order, b->threads, order_progress, b,
-                            b->error);
+    code =
+        bw_segment_order(b->id_rows, b->spec->codes, rows, b->order, b->threads, order_progress, b, b->error);
     if (code != BW_OK) {
         return code;
     }

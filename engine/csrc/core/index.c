@@ -701,10 +701,9 @@ bool bw_index_find(const bw_index *index, int64_t id, uint32_t *segment, uint32_
 }
 
 void bw_index_gather(const bw_index *index, uint32_t segment, uint32_t row, uint8_t code[BW_DIMS]) {
-    size_t stride;
-    const uint8_t *columns = bw_segment_block(index->segments[segment], row / BW_BLOCK_ROWS, &stride);
+    const uint8_t *columns = bw_segment_block(index->segments[segment], row / BW_BLOCK_ROWS);
     for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        code[dim] = columns[dim * stride + row % BW_BLOCK_ROWS];
+        code[dim] = columns[dim * BW_BLOCK_ROWS + row % BW_BLOCK_ROWS];
     }
 }
 
@@ -768,11 +767,10 @@ int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t
         memcpy(ids, segment->ids + row, part * sizeof *ids);
         ids += part;
         if (codes != NULL) {
-            size_t stride;
-            const uint8_t *columns = bw_segment_block(segment, block, &stride) + from;
+            const uint8_t *columns = bw_segment_block(segment, block) + from;
             for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
                 for (uint32_t i = 0; i < part; i++) {
-                    codes[(size_t)i * BW_DIMS + dim] = columns[dim * stride + i];
+                    codes[(size_t)i * BW_DIMS + dim] = columns[dim * BW_BLOCK_ROWS + i];
                 }
             }
             codes += (size_t)part * BW_DIMS;

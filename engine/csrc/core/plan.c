@@ -14,29 +14,22 @@ static int32_t estimate_rows(const bw_index *index, const bw_model *model, doubl
     if (status != BW_OK) {
         return status;
     }
-    double found = 0, seen = 0;
-    for (uint32_t s = 0; status == BW_OK && s < sample.blocks;) {
-        uint32_t segment = sample.block[s].segment;
-        uint64_t matching = 0, drawn = 0;
-        for (; status == BW_OK && s < sample.blocks && sample.block[s].segment == segment; s++) {
-            uint8_t codes[BW_BLOCK_ROWS * BW_DIMS], match[BW_BLOCK_ROWS];
-            const bw_sample_block *block = &sample.block[s];
-            for (uint32_t r = 0; r < block->rows; r++) {
-                for (uint32_t d = 0; d < BW_DIMS; d++) {
-                    codes[r * BW_DIMS + d] = block->codes[d * BW_BLOCK_ROWS + r];
-                }
+    for (uint32_t s = 0; status == BW_OK && s < sample.blocks; s++) {
+        uint8_t codes[BW_BLOCK_ROWS * BW_DIMS], match[BW_BLOCK_ROWS];
+        bw_sample_block *block = &sample.block[s];
+        for (uint32_t r = 0; r < block->rows; r++) {
+            for (uint32_t d = 0; d < BW_DIMS; d++) {
+                codes[r * BW_DIMS + d] = block->codes[d * BW_BLOCK_ROWS + r];
             }
-            status = bw_model_evaluate(model, codes, block->rows, NULL, NULL, match, error);
-            for (uint32_t r = 0; status == BW_OK && r < block->rows; r++) {
-                matching += match[r];
-            }
-            drawn += block->rows;
         }
-        found += (double)matching * (double)index->segments[segment]->rows / (double)drawn;
-        seen += (double)index->segments[segment]->rows;
+        status = bw_model_evaluate(model, codes, block->rows, NULL, NULL, match, error);
+        block->found = 0;
+        for (uint32_t r = 0; status == BW_OK && r < block->rows; r++) {
+            block->found += match[r];
+        }
     }
+    *rows = status == BW_OK ? bw_sample_total(index, &sample) : 0;
     bw_free(sample.block);
-    *rows = seen > 0 && seen < (double)index->info.rows ? found * (double)index->info.rows / seen : found;
     return status;
 }
 
@@ -64,7 +57,7 @@ static int32_t run(const bw_index *index, const bw_model *model, bw_box_report *
     return BW_OK;
 }
 
-static int32_t explain_box(const bw_index *index, const bw_model *model, const bw_sample *sample,
+static int32_t explain_box(const bw_index *index, const bw_model *model, bw_sample *sample,
                            uint32_t estimator, uint32_t box, bw_box_report *report, bw_error *error) {
     const bw_ranges *ranges = &model->boxes[box];
     const uint32_t first_box[2] = {0, 1};

@@ -16,6 +16,7 @@ typedef struct bw_sample_block {
     const uint8_t *codes; /* 256 * 32, stride 256 */
     uint32_t rows;
     uint32_t segment;
+    uint32_t found; /* rows that bw_sample_total is asked about */
 } bw_sample_block;
 
 typedef struct bw_sample {
@@ -25,8 +26,10 @@ typedef struct bw_sample {
 
 /* At most `most` blocks, > 0; the same index gives the same ones. */
 int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, bw_error *error);
-/* How many rows of the index lie in the union of n boxes, by the sample: exact where it holds all rows. */
-double bw_sample_estimate(const bw_index *index, const bw_sample *sample, const bw_kernels *kernels,
+/* How many rows of the index the blocks' `found` stand for: exact where the sample holds all rows. */
+double bw_sample_total(const bw_index *index, const bw_sample *sample);
+/* The same for the rows in the union of n boxes, which it counts. */
+double bw_sample_estimate(const bw_index *index, bw_sample *sample, const bw_kernels *kernels,
                           const bw_ranges *boxes, uint32_t n);
 
 /* ---- programs: search_box.c ---- */

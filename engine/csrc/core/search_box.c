@@ -38,36 +38,41 @@ int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, 
     return BW_OK;
 }
 
-double bw_sample_estimate(const bw_index *index, const bw_sample *sample, const bw_kernels *kernels,
-                          const bw_ranges *boxes, uint32_t n) {
+double bw_sample_total(const bw_index *index, const bw_sample *sample) {
     double rows = 0, seen = 0;
     for (uint32_t s = 0; s < sample->blocks;) {
         uint32_t segment = sample->block[s].segment;
-        uint64_t inside = 0, drawn = 0;
+        uint64_t found = 0, drawn = 0;
         for (; s < sample->blocks && sample->block[s].segment == segment; s++) {
-            const bw_sample_block *block = &sample->block[s];
-            uint64_t in_any[4] = {0}, rest[4], mask[4];
-            for (uint32_t word = 0; word < 4; word++) {
-                uint32_t left = block->rows > 64 * word ? block->rows - 64 * word : 0;
-                rest[word] = left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0;
-            }
-            for (uint32_t i = 0; i < n; i++) {
-                kernels->box(block->codes, BW_BLOCK_ROWS, &boxes[i], rest, mask);
-                for (int word = 0; word < 4; word++) {
-                    in_any[word] |= mask[word];
-                    rest[word] &= ~mask[word];
-                }
-            }
-            for (int word = 0; word < 4; word++) {
-                inside += (uint64_t)__builtin_popcountll(in_any[word]);
-            }
-            drawn += block->rows;
+            found += sample->block[s].found;
+            drawn += sample->block[s].rows;
         }
-        rows += (double)inside * (double)index->segments[segment]->rows / (double)drawn;
+        rows += (double)found * (double)index->segments[segment]->rows / (double)drawn;
         seen += (double)index->segments[segment]->rows;
     }
     /* segments that the sample leaves out are taken to be like the others */
     return seen > 0 && seen < (double)index->info.rows ? rows * (double)index->info.rows / seen : rows;
+}
+
+double bw_sample_estimate(const bw_index *index, bw_sample *sample, const bw_kernels *kernels,
+                          const bw_ranges *boxes, uint32_t n) {
+    for (uint32_t s = 0; s < sample->blocks; s++) {
+        bw_sample_block *block = &sample->block[s];
+        uint64_t rest[4], mask[4];
+        block->found = 0;
+        for (uint32_t word = 0; word < 4; word++) {
+            uint32_t left = block->rows > 64 * word ? block->rows - 64 * word : 0;
+            rest[word] = left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0;
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            kernels->box(block->codes, BW_BLOCK_ROWS, &boxes[i], rest, mask);
+            for (int word = 0; word < 4; word++) {
+                block->found += (uint32_t)__builtin_popcountll(mask[word]);
+                rest[word] &= ~mask[word]; /* of several boxes a row counts once */
+            }
+        }
+    }
+    return bw_sample_total(index, sample);
 }
 
 /* A box without the ranges that hold every value, the others rarest first. below[d][x]: rows with a value

@@ -316,13 +316,12 @@ static void shrink_found(const knn *knn, scratch *scratch) {
 /* Offers the rows of a granule: number `granule` of its segment. */
 static inline void visit(const knn *knn, scratch *scratch, const part *part, uint32_t granule,
                          const uint8_t *query) {
-    size_t stride;
     uint32_t distances[64];
-    const uint8_t *block = bw_segment_block(part->segment, granule / BLOCK_GRANULES, &stride);
+    const uint8_t *block = bw_segment_block(part->segment, granule / BLOCK_GRANULES);
     uint64_t row = (uint64_t)granule * BW_GRANULE_ROWS, mask;
     scratch->visited++;
-    mask = knn->kernels->near(block + granule % BLOCK_GRANULES * BW_GRANULE_ROWS, stride, query, part->order,
-                              scratch->found.limit, distances);
+    mask = knn->kernels->near(block + granule % BLOCK_GRANULES * BW_GRANULE_ROWS, BW_BLOCK_ROWS, query,
+                              part->order, scratch->found.limit, distances);
     if (mask) {
         mask &= knn->wanted ? knn->wanted[part->first_block * BLOCK_GRANULES + granule]
                             : first_bits(part->segment->rows - row);
@@ -334,11 +333,10 @@ static inline void visit(const knn *knn, scratch *scratch, const part *part, uin
 }
 
 static inline void fetch(const part *part, uint32_t granule) {
-    size_t stride;
-    const uint8_t *block = bw_segment_block(part->segment, granule / BLOCK_GRANULES, &stride) +
+    const uint8_t *block = bw_segment_block(part->segment, granule / BLOCK_GRANULES) +
                            granule % BLOCK_GRANULES * BW_GRANULE_ROWS;
     for (int d = 0; d < BW_DIMS; d++) {
-        __builtin_prefetch(block + d * stride);
+        __builtin_prefetch(block + d * BW_BLOCK_ROWS);
     }
 }
 

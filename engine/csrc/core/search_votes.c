@@ -413,7 +413,8 @@ static uint64_t group_planes(task *task, const group *g, uint64_t blocks) {
 static void settle_block(task *task, const group *g, uint32_t bit) {
     const bw_search *search = task->search;
     rows r = {.blocks = (uint64_t)1 << bit, .asked = task->scratch->open};
-    r.codes = bw_segment_block(task->segment, g->first + bit, &r.stride);
+    r.codes = bw_segment_block(task->segment, g->first + bit);
+    r.stride = BW_BLOCK_ROWS;
     r.first = (g->first + bit) * BW_BLOCK_ROWS;
     r.certain = counter_read(g->lower, search->digits, 1, bit);
     r.undecided = counter_read(g->upper, search->digits, 1, bit) - r.certain;
@@ -437,14 +438,14 @@ static void settle_gathered(task *task, uint32_t count, uint64_t blocks) {
 /* Appends what planes left of a block. */
 static void gather(task *task, uint32_t number, const uint64_t wanted[4], uint32_t *count) {
     scratch *scratch = task->scratch;
-    size_t stride;
-    const uint8_t *block = bw_segment_block(task->segment, number, &stride);
+    const uint8_t *block = bw_segment_block(task->segment, number);
     uint32_t dims = task->want_scores && task->search->has_score ? UINT32_MAX : task->search->program.dims;
     for (uint32_t w = 0; w < 4; w++) {
         if (!wanted[w]) {
             continue;
         }
-        task->search->kernels->gather(block + 64 * w, stride, dims, wanted[w], scratch->gathered + *count);
+        task->search->kernels->gather(block + 64 * w, BW_BLOCK_ROWS, dims, wanted[w],
+                                      scratch->gathered + *count);
         task->stats.bytes += (uint64_t)64 * (uint32_t)__builtin_popcount(dims);
         for (uint64_t left = wanted[w]; left; left &= left - 1) {
             scratch->origin[(*count)++] = number * BW_BLOCK_ROWS + 64 * w + (uint32_t)__builtin_ctzll(left);
@@ -456,10 +457,9 @@ static void gather(task *task, uint32_t number, const uint64_t wanted[4], uint32
  * the lines with wanted rows. */
 static void prefetch_codes(const bw_segment *segment, uint32_t number, uint32_t dims,
                            const uint64_t wanted[4]) {
-    size_t stride;
-    const uint8_t *block = bw_segment_block(segment, number, &stride);
+    const uint8_t *block = bw_segment_block(segment, number);
     for (; dims; dims &= dims - 1) {
-        const uint8_t *column = block + (size_t)__builtin_ctz(dims) * stride;
+        const uint8_t *column = block + (size_t)__builtin_ctz(dims) * BW_BLOCK_ROWS;
         for (int w = 0; w < 4; w++) {
             if (!wanted || wanted[w]) {
                 __builtin_prefetch(column + 64 * w);

@@ -49,11 +49,10 @@ int32_t bw_segment_check_contents(const bw_segment *segment, bw_error *error);
  * ids and codes against these. BW_NOMEM, or BW_CORRUPT with the first contradiction. */
 int32_t bw_segment_validate(const bw_segment *segment, bw_error *error);
 
-/* Where the columns of a block are: dimension d's 256 values start at the result + d * *stride. Values past
- * the last row are zero. A block is two pages: k-NN and the verification of candidates look at few blocks
- * here and there, and columns longer than a block would make each of them 32 pages. */
-static inline const uint8_t *bw_segment_block(const bw_segment *segment, uint32_t block, size_t *stride) {
-    *stride = BW_BLOCK_ROWS;
+/* Where the columns of a block are: dimension d's 256 values start at the result + d * BW_BLOCK_ROWS. Values
+ * past the last row are zero. A block is two pages: k-NN and the verification of candidates look at few
+ * blocks here and there, and columns longer than a block would make each of them 32 pages. */
+static inline const uint8_t *bw_segment_block(const bw_segment *segment, uint32_t block) {
     return segment->codes + (size_t)block * BW_BLOCK_ROWS * BW_DIMS;
 }
 
@@ -67,9 +66,10 @@ static inline uint32_t bw_segment_block_rows(const bw_segment *segment, uint32_t
  * number. */
 int32_t bw_sort_ids(const int64_t *ids, uint64_t rows, uint32_t *sorted, bw_error *error);
 
-/* The order of rows in a segment. order[i] is the input row that goes to place i; depends on the set of
- * (id, code) alone, not on the number of threads (0: one a core). Needs 72 bytes a row while it works. */
-int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order,
+/* The order of rows in a segment, of `by_id`, the rows in ascending order of their ids. order[i] is the input
+ * row that goes to place i; depends on the set of (id, code) alone, not on the number of threads (0: one a
+ * core). Needs 72 bytes a row while it works, `order` among them. */
+int32_t bw_segment_order(const uint32_t *by_id, const uint8_t *codes, uint64_t rows, uint32_t *order,
                          uint32_t threads, bw_progress progress, void *context, bw_error *error);
 
 #endif

@@ -471,16 +471,13 @@ static void order_some(void *context, uint32_t worker) {
     }
 }
 
-int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows, uint32_t *order,
+int32_t bw_segment_order(const uint32_t *by_id, const uint8_t *codes, uint64_t rows, uint32_t *order,
                          uint32_t threads, bw_progress progress, void *context, bw_error *error) {
     if (rows < 1 || rows > BW_SEGMENT_ROWS_MAX) {
         return bw_fail(error, BW_INVALID, "a segment holds 1 to %llu rows, not %llu",
                        (unsigned long long)BW_SEGMENT_ROWS_MAX, (unsigned long long)rows);
     }
-    int32_t code = bw_sort_ids(ids, rows, order, error);
-    if (code != BW_OK) {
-        return code;
-    }
+    int32_t code = BW_OK;
     uint32_t useful_threads = (uint32_t)(rows / SHARED_ROWS) + 1;
     threads = bw_thread_count(threads);
     threads = threads < useful_threads ? threads : useful_threads;
@@ -501,7 +498,8 @@ int32_t bw_segment_order(const int64_t *ids, const uint8_t *codes, uint64_t rows
                                         threads * sizeof *o.scratches + waiting_nodes * sizeof *o.waiting);
     } else {
         for (uint64_t i = 0; i < rows; i++) {
-            memcpy(o.codes[0][i], codes + (size_t)order[i] * BW_DIMS, BW_DIMS);
+            order[i] = by_id[i];
+            memcpy(o.codes[0][i], codes + (size_t)by_id[i] * BW_DIMS, BW_DIMS);
         }
         o.waiting[o.waiting_nodes++] = (node){0, (uint32_t)rows, 0};
         bw_parallel(threads, order_some, &o);

@@ -8,11 +8,10 @@
 /* One block's zones and padding; counts its values. */
 static int32_t check_block(const bw_segment *segment, uint32_t block, uint32_t counts[BW_DIMS][256],
                            bw_error *error) {
-    size_t stride;
-    const uint8_t *columns = bw_segment_block(segment, block, &stride);
+    const uint8_t *columns = bw_segment_block(segment, block);
     uint32_t rows = bw_segment_block_rows(segment, block);
     for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        const uint8_t *column = columns + dim * stride;
+        const uint8_t *column = columns + dim * BW_BLOCK_ROWS;
         uint8_t least = 255, most = 0;
         for (uint32_t row = 0; row < rows; row++) {
             least = column[row] < least ? column[row] : least;
@@ -84,11 +83,10 @@ static int32_t check_histograms_and_bins(const bw_segment *segment, uint32_t cou
 }
 
 static int32_t check_planes(const bw_segment *segment, uint32_t block, bw_error *error) {
-    size_t stride;
-    const uint8_t *columns = bw_segment_block(segment, block, &stride);
+    const uint8_t *columns = bw_segment_block(segment, block);
     uint32_t rows = bw_segment_block_rows(segment, block);
     for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-        const uint8_t *column = columns + dim * stride;
+        const uint8_t *column = columns + dim * BW_BLOCK_ROWS;
         const uint64_t *planes = segment->planes + ((size_t)block * BW_DIMS + dim) * BW_PLANES * 4;
         uint8_t bin_of[256];
         for (uint32_t value = 0, bin = 0; value < 256; value++) {
@@ -130,10 +128,9 @@ static int32_t check_centroids(const bw_segment *segment, uint32_t tile, bw_erro
         for (uint32_t granule = 0; granule < BW_TILE_GRANULES; granule++) {
             uint32_t sum = 0, n = 0, first = granule * BW_GRANULE_ROWS;
             if (first < rows) {
-                size_t stride;
                 uint32_t block = tile * (BW_TILE_ROWS / BW_BLOCK_ROWS) + first / BW_BLOCK_ROWS;
                 const uint8_t *column =
-                    bw_segment_block(segment, block, &stride) + dim * stride + first % BW_BLOCK_ROWS;
+                    bw_segment_block(segment, block) + dim * BW_BLOCK_ROWS + first % BW_BLOCK_ROWS;
                 n = rows - first < BW_GRANULE_ROWS ? rows - first : BW_GRANULE_ROWS;
                 for (uint32_t row = 0; row < n; row++) {
                     sum += column[row];
@@ -188,9 +185,8 @@ static int32_t check_sample(const bw_segment *segment, bw_error *error) {
                 }
                 continue;
             }
-            size_t stride;
-            const uint8_t *columns = bw_segment_block(segment, (uint32_t)(row / BW_BLOCK_ROWS), &stride);
-            if (found != columns[dim * stride + row % BW_BLOCK_ROWS]) {
+            const uint8_t *columns = bw_segment_block(segment, (uint32_t)(row / BW_BLOCK_ROWS));
+            if (found != columns[dim * BW_BLOCK_ROWS + row % BW_BLOCK_ROWS]) {
                 return bw_fail(error, BW_CORRUPT,
                                "segment %s: section sample: sample row %u is not row %llu. " REPAIR,
                                segment->info.name, i, (unsigned long long)row);

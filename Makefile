@@ -1,6 +1,7 @@
 # make demo    environment, build, and the main job from images to a refined answer, offline
 # make test    every test: linters, types, C tests under sanitizers, Python and SQL tests on DuckDB 2.0 and 1.5
 # make bench   measurements against the peers, 1M and 10M rows: build/bench/report.md (some 25 minutes on two cores)
+# make bench-learners DATA=FOLDER  quality of the learners; resumable, up to an hour (benchmarks/README.md)
 # make bench-paper-scale   260M rows; needs 16 GB of disk and up to an hour
 # make format  puts C and Python sources in the project's form
 # make clean   removes what the others made
@@ -21,8 +22,10 @@ DUCKDB_OLD := 1.5.6
 PYTEST ?=
 # options of benchmarks/bench.py, e.g. make bench BENCH="--quick"
 BENCH ?=
+# a folder of real vectors for benchmarks/learners.py; without it the scene world alone is measured
+DATA ?=
 
-.PHONY: demo test lint test-c test-python test-duckdb-old test-isa bench bench-paper-scale format clean
+.PHONY: demo test lint test-c test-python test-duckdb-old test-isa bench bench-learners bench-paper-scale format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -81,6 +84,9 @@ $(VENV)/peers: pyproject.toml constraints.txt | $(VENV)/installed
 
 bench: $(VENV)/installed $(VENV)/peers
 	$(BIN)/python benchmarks/bench.py all $(BENCH)
+
+bench-learners: $(VENV)/installed $(VENV)/peers
+	$(BIN)/python benchmarks/learners.py all $(DATA) $(BENCH)
 
 bench-paper-scale: $(VENV)/installed $(VENV)/peers
 	$(BIN)/python benchmarks/bench.py paper-scale $(BENCH)

@@ -111,7 +111,7 @@ class Index:
         ids, codes = np.empty(self.rows, np.int64), np.empty((self.rows, 32), np.uint8)
         call(
             lib.bw_index_rows, self._index, 0, self.rows, ffi.from_buffer("int64_t[]", ids),
-            ffi.from_buffer("uint8_t[]", codes),
+            ffi.from_buffer("uint8_t[]", codes), ffi.NULL,
         )  # fmt: skip
         return ids, codes
 

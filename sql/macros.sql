@@ -2,7 +2,8 @@
 -- open read-only and leave nothing behind. They need the extension, and these from whoever loads them:
 --   the variable boxwood_index, MAP(VARCHAR, VARCHAR): collection -> index folder
 --   the variable boxwood_problem, of the same type: collection -> why its index cannot be used; the others are not in it
---   a scalar clip_text(collection, text) -> UTINYINT[]: the code of a phrase (a macro in shell.sql, Python's encoder else)
+--   scalars clip_text(collection, text) -> UTINYINT[] and clip_text_fine, the same: the code and the fine code of a phrase
+--   (macros in shell.sql, Python's encoder else); the fine one is NULL in collections without fine codes
 
 -- The index folder of a collection. An index that is not that of its rows is an error: it would give other rows.
 CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
@@ -28,23 +29,38 @@ CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60, recall := 1.0, 
 CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60, recall := 1.0, within := NULL) AS TABLE
     SELECT * FROM boxwood_knn(boxwood_path(collection), like := id, k := k, recall := recall, within := within);
 
--- Everything that is like the positives and unlike the negatives: id, votes, score.
+-- Everything that is like the positives, or like what words or a code say, and unlike the negatives: id, votes, score,
+-- learner.
 CREATE OR REPLACE TEMP MACRO refine(
-    collection, positives := NULL, negatives := [], learner := 'ensemble', estimators := 25, random_negatives := 500,
-    negative_weight := 1.0, seed := 0
+    collection, positives := NULL, negatives := [], text := NULL, query := NULL, query_fine := NULL, learner := 'cover',
+    estimators := 25, boxes := 0, random_negatives := NULL, negative_weight := 1.0, seed := 0, prior := true,
+    rerank := false, guard := true
 ) AS TABLE
     SELECT * FROM boxwood_refine(
-        boxwood_path(collection), positives := positives, negatives := negatives, learner := learner,
-        estimators := estimators, random_negatives := random_negatives, negative_weight := negative_weight, seed := seed);
+        boxwood_path(collection), positives := positives, negatives := negatives,
+        query := CASE WHEN text IS NULL THEN query
+                      WHEN query IS NULL THEN clip_text(collection, text)
+                      ELSE error('text and query are both what is sought: give one of them')
+                 END,
+        query_fine := CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END,
+        learner := learner, estimators := estimators, boxes := boxes, random_negatives := random_negatives,
+        negative_weight := negative_weight, seed := seed, prior := prior, rerank := rerank, guard := guard);
 
--- The model that refine would use, to be kept: model, learner and how it was trained.
+-- The model that refine would use, to be kept: model, learner, how it was trained, and what to expect of it.
 CREATE OR REPLACE TEMP MACRO train_model(
-    collection, positives := NULL, negatives := [], learner := 'ensemble', estimators := 25, random_negatives := 500,
-    negative_weight := 1.0, seed := 0
+    collection, positives := NULL, negatives := [], text := NULL, query := NULL, query_fine := NULL, learner := 'cover',
+    estimators := 25, boxes := 0, random_negatives := NULL, negative_weight := 1.0, seed := 0, prior := true,
+    rerank := false, guard := true
 ) AS TABLE
     SELECT * FROM boxwood_train(
-        boxwood_path(collection), positives := positives, negatives := negatives, learner := learner,
-        estimators := estimators, random_negatives := random_negatives, negative_weight := negative_weight, seed := seed);
+        boxwood_path(collection), positives := positives, negatives := negatives,
+        query := CASE WHEN text IS NULL THEN query
+                      WHEN query IS NULL THEN clip_text(collection, text)
+                      ELSE error('text and query are both what is sought: give one of them')
+                 END,
+        query_fine := CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END,
+        learner := learner, estimators := estimators, boxes := boxes, random_negatives := random_negatives,
+        negative_weight := negative_weight, seed := seed, prior := prior, rerank := rerank, guard := guard);
 
 -- A model's rows, their number, and how the index finds them box by box.
 CREATE OR REPLACE TEMP MACRO search_model(collection, model) AS TABLE

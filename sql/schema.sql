@@ -1,5 +1,6 @@
 -- The tables in which a database keeps its collections. Beside them stands, for each collection, a table
--- boxwood."<name>_codes"(id BIGINT PRIMARY KEY, d00 UTINYINT NOT NULL, .., d31 UTINYINT NOT NULL).
+-- boxwood."<name>_codes"(id BIGINT PRIMARY KEY, d00 UTINYINT NOT NULL, .., d31 UTINYINT NOT NULL), which has a last
+-- column `fine UTINYINT[128] NOT NULL` where the collection has fine codes.
 CREATE SCHEMA IF NOT EXISTS boxwood;
 
 CREATE TABLE IF NOT EXISTS boxwood.collections (
@@ -17,7 +18,12 @@ CREATE TABLE IF NOT EXISTS boxwood.collections (
     created TIMESTAMP NOT NULL,
     owns_table BOOLEAN NOT NULL DEFAULT false, -- Boxwood made that table, and drops it with the collection
     texts BLOB,                                -- phrases (JSON) or their embeddings (.npy), for the head that is to come
-    folder VARCHAR                             -- the folder of the index where the database is in memory
+    folder VARCHAR,                            -- the folder of the index where the database is in memory
+    fine BOOLEAN,                              -- fine codes wanted? NULL: where embeddings are at hand
+    fine_fingerprint VARCHAR NOT NULL DEFAULT '', -- of how they are made; empty: none, or none yet
+    fine_head_fingerprint VARCHAR NOT NULL DEFAULT '',
+    fine_quantizer_offset DOUBLE,
+    fine_quantizer_scale DOUBLE
 );
 
 CREATE TABLE IF NOT EXISTS boxwood.heads (
@@ -31,5 +37,6 @@ CREATE TABLE IF NOT EXISTS boxwood.texts (
     collection VARCHAR NOT NULL,
     text VARCHAR NOT NULL,
     code UTINYINT[] NOT NULL,
+    fine UTINYINT[],                           -- NULL where the collection has no fine codes
     PRIMARY KEY (collection, text)
 );

@@ -25,12 +25,18 @@ SET VARIABLE boxwood_problem = (
     WHERE problem IS NOT NULL
 );
 
--- (collection, phrase) -> code: there is no encoder here, only what was encoded before
+-- (collection, phrase) -> code, and fine code: there is no encoder here, only what was encoded before
 SET VARIABLE boxwood_texts = (
     SELECT coalesce(
         map_from_entries(list({'k': {'c': t.collection, 't': t.text}, 'v': t.code})),
         MAP {}::MAP(STRUCT(c VARCHAR, t VARCHAR), UTINYINT[]))
     FROM boxwood.texts t
+);
+SET VARIABLE boxwood_fine_texts = (
+    SELECT coalesce(
+        map_from_entries(list({'k': {'c': t.collection, 't': t.text}, 'v': t.fine})),
+        MAP {}::MAP(STRUCT(c VARCHAR, t VARCHAR), UTINYINT[]))
+    FROM boxwood.texts t WHERE t.fine IS NOT NULL
 );
 
 -- Five stored phrases of a collection, those spelled most like the given one first. The parameters are zipped to the
@@ -62,3 +68,8 @@ CREATE OR REPLACE TEMP MACRO clip_text(collection, phrase) AS
             || ''' are, for example: ' || coalesce(nullif(boxwood_phrases(collection, coalesce(phrase, '')), ''), 'none'))
         END
     );
+
+CREATE OR REPLACE TEMP MACRO clip_text_fine(collection, phrase) AS
+    CASE WHEN clip_text(collection, phrase) IS NOT NULL
+         THEN getvariable('boxwood_fine_texts')[{'c': collection::VARCHAR, 't': phrase::VARCHAR}]
+    END;

@@ -1,4 +1,5 @@
-"""The learner once more, in NumPy: the specification in core/train_branch.c, step by step.
+"""The learners of branches once more, in NumPy: the specifications in core/train_branch.c and
+core/train_paper.c, step by step.
 
 The C core and this twin must give the same model for every input. Nothing here is fast.
 """
@@ -287,18 +288,170 @@ def inside(rows: Ints, lo: Ints, hi: Ints, dims: list[int]) -> NDArray[np.bool_]
     return ((rows[:, dims] >= lo[dims]) & (rows[:, dims] <= hi[dims])).all(axis=1)
 
 
-def train(
-    positives: NDArray[np.uint8],
-    negatives: NDArray[np.uint8],
-    randoms: NDArray[np.uint8],
-    *,
-    estimators: int | None = None,
-    negative_weight: float = 1.0,
-    seed: int = 0,
-    quantizer: str = "",
-) -> dict[str, Any]:
-    """The model document of learner `branch` (estimators None) or `ensemble`; codes are n * 32."""
-    p, n, r = (rows.astype(np.int64).reshape(-1, DIMS) for rows in (positives, negatives, randoms))
+def paper_subsets() -> list[list[int]]:
+    random = SplitMix64(0)
+    subsets: list[list[int]] = []
+    for size, until in ((4, 64), (6, 96), (8, 104)):
+        while len(subsets) < until:
+            dims = sorted(shuffled(random, DIMS, size)[:size])
+            if dims not in subsets:
+                subsets.append(dims)
+    return subsets
+
+
+def shuffled(random: SplitMix64, n: int, steps: int) -> list[int]:
+    places = list(range(n))
+    for i in range(steps):
+        j = i + random.below(n - i)
+        places[i], places[j] = places[j], places[i]
+    return places
+
+
+class PaperBranch:
+    """A branch of core/train_paper.c. Rows count `weights` times; 0: done with."""
+
+    def __init__(
+        self, rows: Ints, positive: NDArray[np.bool_], weights: Ints, open_sides: bool
+    ) -> None:
+        self.rows, self.positive, self.weights = rows, positive, weights.copy()
+        self.open = open_sides
+        self.boxes: list[Box] = []
+
+    def count(self, which: NDArray[np.bool_]) -> tuple[int, int]:
+        return (
+            int(self.weights[which & self.positive].sum()),
+            int(self.weights[which & ~self.positive].sum()),
+        )
+
+    def impurity(self, inside: tuple[int, int]) -> int:
+        def part(a: int, b: int) -> int:
+            return (a * b << 12) // (a + b) if a + b else 0
+
+        p, n = self.count(self.weights > 0)
+        return part(*inside) + part(p - inside[0], n - inside[1])
+
+    def grow(self, random: SplitMix64, subsets: list[list[int]], drawn: int) -> None:
+        failures = 0
+        while len(self.boxes) < 30 and failures < 5:
+            p, n = self.count(self.weights > 0)
+            if p == 0 or p + n <= 1:
+                break
+            copies = np.repeat(np.arange(len(self.rows)), np.where(self.positive, self.weights, 0))
+            seed = self.rows[copies[random.below(p)]]
+            best: tuple[int, dict[int, tuple[int, int]]] | None = None
+            for s in sorted(shuffled(random, len(subsets), drawn)[:drawn]):
+                order = [
+                    subsets[s][i] for i in shuffled(random, len(subsets[s]), len(subsets[s]) - 1)
+                ]
+                box = self.grow_box(random, seed, order)
+                if box is not None:
+                    value = self.impurity(self.count(self.inside(box)))
+                    if best is None or value < best[0]:
+                        best = value, box
+            if best is None:
+                failures += 1
+                continue
+            failures = 0
+            self.weights[self.inside(best[1])] = 0
+            self.boxes.append([(d, *best[1][d]) for d in sorted(best[1])])
+
+    def inside(self, box: dict[int, tuple[int, int]]) -> NDArray[np.bool_]:
+        """Remaining rows inside the ranges."""
+        found = self.weights > 0
+        for d, (lo, hi) in box.items():
+            found &= (self.rows[:, d] >= lo) & (self.rows[:, d] <= hi)
+        return found
+
+    def grow_box(
+        self, random: SplitMix64, seed: Ints, order: list[int]
+    ) -> dict[int, tuple[int, int]] | None:
+        remaining = self.weights > 0
+        equals = remaining.copy()
+        box: dict[int, tuple[int, int]] = {}
+        for d in order:
+            x, values, positives = int(seed[d]), self.rows[:, d], remaining & self.positive
+            above, below = values[equals & (values > x)], values[equals & (values < x)]
+            hi = (
+                int(above.min()) - 1
+                if above.size
+                else int(values[positives & (values > x)].min(initial=256))
+            )
+            lo = (
+                int(below.max()) + 1
+                if below.size
+                else int(values[positives & (values < x)].max(initial=-1))
+            )
+            box[d] = (x if lo < 0 else lo, x if hi > 255 else hi)
+            equals &= values == x
+        assert (equals == self.inside(box)).all(), "nothing but the seed and its equals is inside"
+        counts = self.count(equals)
+        if counts[1] and self.impurity(counts) > self.impurity((1, 0)):
+            return None
+        for d in order:
+            others = self.inside({e: r for e, r in box.items() if e != d})
+            for up in (-1, 1):
+                border = self.move_border(random, box, others, d, up, d == order[-1])
+                box[d] = (border, box[d][1]) if up < 0 else (box[d][0], border)
+        return box
+
+    def move_border(
+        self,
+        random: SplitMix64,
+        box: dict[int, tuple[int, int]],
+        others: NDArray[np.bool_],
+        d: int,
+        up: int,
+        last: bool,
+    ) -> int:
+        values = self.rows[:, d]
+        border = e = box[d][up > 0]
+        beyond = others & ((values - border) * up > 0)
+        steps = sorted(set(values[beyond].tolist()), reverse=up < 0)
+        if (beyond & self.positive).any():
+            at = self.inside(box)
+            best = self.impurity(self.count(at))
+            for v in steps[:10]:
+                value = self.impurity(self.count(at | (beyond & ((values - v) * up <= 0))))
+                if value < best:
+                    best, e = value, v
+        further = [v for v in steps if (v - e) * up > 0]
+        if further:
+            return e + up * (abs(further[0] - e) // 2)
+        if self.open:
+            return 255 if up > 0 else 0
+        remaining = self.weights > 0
+        if last:
+            t = int(values[remaining].max() if up > 0 else values[remaining].min())
+            return e + up * (abs(t - e) * random.below(65536) // 65536)
+        far = values[remaining & self.positive & ((values - e) * up > 0)]
+        if not far.size:
+            return e
+        f = int(far.max() if up > 0 else far.min())
+        return min(255, max(0, f + up * (abs(f - e) * random.below(65536) // 65536)))
+
+
+def train_paper(p: Ints, n: Ints, r: Ints, estimators: int | None, seed: int) -> list[list[Box]]:
+    random, subsets = SplitMix64(seed), paper_subsets()
+    rows = np.vstack([p, n, r])
+    positive = np.arange(len(rows)) < len(p)
+    model = []
+    for _ in range(estimators or 1):
+        weights = np.ones(len(rows), np.int64)
+        while estimators is not None:
+            weights = np.zeros(len(rows), np.int64)
+            for _ in range(len(rows)):
+                weights[random.below(len(rows))] += 1
+            if weights[positive].any():
+                break
+        branch = PaperBranch(rows, positive, weights, estimators is not None)
+        branch.grow(random, subsets, 52 if estimators is None else 11)
+        model.append(branch.boxes)
+    return model
+
+
+def train_ours(
+    p: Ints, n: Ints, r: Ints, estimators: int | None, negative_weight: float, seed: int
+) -> list[list[Box]]:
     random = SplitMix64(seed)
     prior = find_prior(n, r)
     bootstrap = estimators is not None
@@ -335,19 +488,44 @@ def train(
         )
         grown.grow(random)
         model.append(grown.boxes)
+    return model
+
+
+def train(
+    positives: NDArray[np.uint8],
+    negatives: NDArray[np.uint8],
+    randoms: NDArray[np.uint8],
+    *,
+    estimators: int | None = None,
+    negative_weight: float = 1.0,
+    seed: int = 0,
+    prior: bool = True,
+    quantizer: str = "",
+) -> dict[str, Any]:
+    """The model document of learner `branch` (estimators None) or `ensemble`; codes are n * 32."""
+    p, n, r = (rows.astype(np.int64).reshape(-1, DIMS) for rows in (positives, negatives, randoms))
+    model = (
+        train_ours(p, n, r, estimators, negative_weight, seed)
+        if prior
+        else train_paper(p, n, r, estimators, seed)
+    )
     mean: Callable[[int], int] = lambda s: (2 * s + len(p)) // (2 * len(p))  # noqa: E731
     center = [mean(int(s)) for s in p.sum(axis=0)]
     return {
         "boxwood_model": 1,
-        "learner": "ensemble" if bootstrap else "branch",
+        "learner": "branch" if estimators is None else "ensemble",
         "dims": DIMS,
         "quantizer": quantizer,
         "estimators": [[[list(range_) for range_ in box] for box in boxes] for boxes in model],
         "threshold": len(model) // 2 + 1,
         "score": {
-            "linear": [2 * c for c in center],
-            "square": [-1] * DIMS,
-            "constant": -sum(c * c for c in center),
+            "terms": [
+                {
+                    "linear": [2 * c for c in center],
+                    "square": [-1] * DIMS,
+                    "constant": -sum(c * c for c in center),
+                }
+            ],
             "votes": 1 << 21,
             "shift": 21,
             "threshold": None,
@@ -358,5 +536,6 @@ def train(
             "random_negatives": len(r),
             "negative_weight": int(negative_weight * 100 + 0.5) / 100,
             "seed": seed,
+            "prior": int(prior),
         },
     }

@@ -224,13 +224,15 @@ def test_labels(con: Con, photos: Collection) -> None:
                 photos.refine(positives, negatives, learner=learner)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("learner", ["branch", "ensemble", "tree", "forest"])
+@pytest.mark.parametrize("learner", boxwood.collection.LEARNERS)
 @pytest.mark.parametrize(
     "options",
     [
         {"estimators": 0}, {"estimators": 1025}, {"random_negatives": -1},
         {"random_negatives": 100_001}, {"negative_weight": 0}, {"negative_weight": 101},
         {"negative_weight": float("nan")}, {"seed": -1}, {"seed": 2**64}, {"seed": "a"},
+        {"boxes": 65}, {"boxes": -1}, {"boxes": 1.5}, {"prior": 1}, {"rerank": "yes"},
+        {"guard": None}, {"query": [1, 2]},
     ],
 )  # fmt: skip
 def test_options(photos: Collection, learner: Any, options: Any) -> None:
@@ -238,6 +240,55 @@ def test_options(photos: Collection, learner: Any, options: Any) -> None:
         pytest.importorskip("sklearn")
     with pytest.raises(boxwood.InputError, match=next(iter(options))):
         photos.refine([3, 6], learner=learner, **options)
+
+
+@pytest.mark.parametrize(
+    ("learners", "options"),
+    [
+        (("cover", "tree", "forest"), {"prior": False}),
+        (("branch", "ensemble", "tree", "forest"), {"rerank": True}),
+        (("branch", "ensemble", "tree", "forest"), {"boxes": 3}),
+        (("branch", "ensemble", "tree", "forest"), {"guard": False}),
+        (("tree", "forest"), {"query": [7] * 32}),
+        (("tree", "forest"), {"text": "a dog"}),
+        (("tree", "forest"), {"image": "dog.jpg"}),
+    ],
+)
+def test_options_of_another_learner(photos: Collection, learners: Any, options: Any) -> None:
+    (name,) = options
+    for learner in learners:
+        with pytest.raises(boxwood.InputError, match=rf"{name}.*leave") as raised:
+            photos.refine([3, 6], [9], learner=learner, **options)
+        assert "cover" in str(raised.value) or "ensemble" in str(raised.value)
+
+
+def test_what_is_sought(con: Con, photos: Collection) -> None:
+    code, fine = [7] * 32, [7] * 128
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"text": "a dog"}, "no encoder"),
+        ({"image": "dog.jpg"}, "no encoder"),
+        ({"text": ""}, "empty"),
+        ({"text": "a dog", "image": "dog.jpg"}, "pass one of them"),
+        ({"text": "a dog", "query": code}, "pass one of them"),
+        ({"query": code[:31]}, r"query must have the shape \(32,\), not \(31,\)"),
+        ({"query": [256] * 32}, r"0 \.\. 255"),
+        ({"query": [code]}, "shape"),
+        ({"query": code, "query_fine": code}, r"query_fine must have the shape \(128,\)"),
+        ({"query_fine": fine}, "pass that too"),
+        ({"query": code, "rerank": True}, "rerank needs fine codes.*or leave rerank out"),
+    ]
+    for options, message in cases:
+        for train in (photos.train, photos.refine):
+            with pytest.raises(boxwood.InputError, match=message):
+                train([3, 6], [9], **options)
+    for labels in ({}, {"negatives": [3]}):
+        with pytest.raises(boxwood.InputError, match=r"no positives.*text=, image= or query="):
+            photos.refine(**labels)
+    assert photos.refine(negatives=[3], query=code).stats["positives"] == 0
+    other = Collection.create(con, "other", fine=True)
+    other.append([1, 2, 3], embeddings=clustered_embeddings(3))
+    with pytest.raises(boxwood.InputError, match="query_fine"):
+        other.refine(query=code, rerank=True)
 
 
 @pytest.mark.parametrize("weight", ["x", None, True, 0, np.nan, np.inf, 101, [1]])
@@ -338,7 +389,7 @@ def test_bulk_loads(con: Con, tmp_path: Path) -> None:
 
 def test_sources_that_cannot_be_read(con: Con, tmp_path: Path) -> None:
     con.execute("CREATE TABLE t AS SELECT 1 AS id, [1.0]::FLOAT[] AS embedding")
-    with pytest.raises(boxwood.InputError, match="no column 'zz'; it has id, embedding"):
+    with pytest.raises(boxwood.InputError, match=r"no column 'zz', and .* it has id, embedding"):
         Collection.from_table(con, "t", embedding="zz")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 is not enough")
     for path, kind in (
@@ -411,8 +462,8 @@ def test_an_interrupted_load_adds_nothing(
     }[moment]
     work = getattr(module, name)
 
-    def interrupted(*arguments: Any) -> None:
-        work(*arguments)
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        work(*arguments, **options)
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
@@ -543,8 +594,8 @@ def test_a_second_writer(database: Path, con: Con) -> None:
 def sections(segment: Path) -> list[tuple[int, int, int]]:
     """Kind, offset and bytes of a segment's sections, as docs/FORMAT.md has them."""
     content = segment.read_bytes()
-    (count,) = struct.unpack_from("<I", content, 184)
-    entries = (struct.unpack_from("<IIQQQ", content, 192 + 32 * i) for i in range(count))
+    (count,) = struct.unpack_from("<I", content, 216)
+    entries = (struct.unpack_from("<IIQQQ", content, 224 + 32 * i) for i in range(count))
     return [(kind, offset, size) for kind, _, offset, size, _ in entries]
 
 

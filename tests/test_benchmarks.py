@@ -3,6 +3,7 @@ test looks at a time."""
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -13,13 +14,17 @@ import duckdb
 import numpy as np
 import pytest
 
-from boxwood import native
+from boxwood import native, scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
 import data  # noqa: E402
+import learner_methods as methods  # noqa: E402
+import learner_report  # noqa: E402
+import learner_tasks as tasks  # noqa: E402
+import learners  # noqa: E402
 import peers  # noqa: E402
 import report  # noqa: E402
 from results import Results  # noqa: E402
@@ -250,3 +255,317 @@ def test_real_vectors_are_found(real_data: Path) -> None:
     f1 = {int(number): float(value) for number, _, _, value in mean}
     assert f1[1] > 0.6
     assert f1[3] > 0.7
+
+
+# --- learners -------------------------------------------------------------------------------------
+
+
+def test_measures_against_hand_computed_ones() -> None:
+    truth = np.array([True, False, True, False, False])
+    # Right rows at places 1 and 3: (1/1 + 2/3) / 2.
+    assert methods.average_precision(np.array([5, 4, 3, 2, 1]), truth) == pytest.approx(5 / 6)
+    # A tie of one right and one wrong row counts together: (1/2 + 2/3) / 2.
+    assert methods.average_precision(np.array([5, 5, 3, 2, 1]), truth) == pytest.approx(7 / 12)
+    assert methods.average_precision(np.zeros(5), truth) == pytest.approx(2 / 5)
+    assert np.isnan(methods.average_precision(np.arange(5), np.zeros(5, bool)))
+    returned = np.array([True, True, False, False, True])
+    assert methods.quality(returned, truth) == methods.Quality(
+        pytest.approx(1 / 3), 0.5, pytest.approx(0.4)
+    )
+    assert methods.quality(np.zeros(5, bool), truth) == methods.Quality(0.0, 0.0, 0.0)
+    assert methods.first(np.array([1, 3, 3, 2]), 2).tolist() == [False, True, True, False]
+    assert methods.first(np.array([3, 1, 3, 3]), 2).tolist() == [True, False, True, False]
+    assert [methods.first(np.zeros(3), n).sum() for n in (0, 1, 3, 4)] == [0, 1, 3, 3]
+    assert learner_report.first_from({2: -0.1, 4: 0.1, 8: 0.0, 16: 0.2, 32: 0.1}) == 16
+    assert learner_report.first_from({2: 0.1, 4: 0.0}) is None
+
+
+def test_average_precision_is_scikit_learns() -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(5)
+    for levels in (3, 40, 10_000):
+        truth = rng.random(500) < 0.1
+        scores = rng.integers(0, levels, 500) + 2 * truth
+        expected = metrics.average_precision_score(truth, scores)
+        assert methods.average_precision(scores, truth) == pytest.approx(expected)
+
+
+def clip_like(folder: Path, rows: int = 60) -> None:
+    """Real data's files with generated vectors: three classes, and rows without a label."""
+    rng = np.random.default_rng(1)
+    centres = rng.standard_normal((4, 160))
+
+    def near(which: int, n: int) -> np.ndarray:
+        return (centres[which] + 1.2 * rng.standard_normal((n, 160))).astype(np.float16)
+
+    labels = ["Tshirts", "Watches", "Kurtas"]
+    sizes = [rows, rows - 5, rows - 10]
+    emb = np.concatenate([near(i, n) for i, n in enumerate(sizes)])
+    np.savez(folder / "fashion.npz", emb=emb, label=np.repeat(labels, sizes))
+    np.savez(folder / "unlabelled.npz", emb=np.concatenate([near(0, 20), near(3, 400)]))
+    words = np.concatenate([near(0, 1), near(1, 1), near(3, 200)])
+    names = ["jersey, T-shirt, tee shirt", "digital watch", *(f"name {i}" for i in range(200))]
+    np.savez(folder / "imagenet_text.npz", emb=words, name=np.array(names))
+
+
+def test_draws_mark_what_they_say_and_score_the_rest(tmp_path: Path) -> None:
+    clip_like(tmp_path)
+    real = tasks.Real(tmp_path)
+    assert [c.name for c in real.concepts] == ["Tshirts", "Watches", "Kurtas"]
+    assert [c.split for c in real.concepts] == ["test", "dev", "test"]
+    assert [c.text is not None for c in real.concepts] == [True, True, False]
+    world = real.world("shared")
+    assert world is not None
+    concept = real.concepts[0]
+    with world.opened() as index:
+        drawn = [world.task(concept, n, 3, True) for n in (2, 4, 32)]
+        other = world.task(concept, 4, 4, False)
+        assert world.task(concept, 60, 3, True) is None
+        for task in drawn:
+            assert task is not None
+            assert concept.truth[task.positives].all()
+            assert world.judged[task.negatives].all()
+            assert len(task.negatives) == 10
+            assert not concept.truth[task.negatives].any()
+            marked = np.concatenate([task.positives, task.negatives])
+            assert not np.isin(task.randoms, marked).any()
+            assert np.array_equal(task.randoms, index.draw(500, 3, marked))
+            assert not task.scored[marked].any()
+            assert np.array_equal(np.flatnonzero(world.judged & ~task.scored), np.sort(marked))
+            assert not task.scored[~real.judged].any()
+            # The marked wrong rows are the nearest ones.
+            centre = real.images[task.positives].mean(axis=0)
+            wrong = np.flatnonzero(real.judged & ~concept.truth)
+            away = np.linalg.norm(real.images[wrong] - centre, axis=1)
+            assert set(wrong[np.argsort(away)[:10]]) == set(task.negatives)
+        one, two, _ = drawn
+        assert one is not None
+        assert two is not None
+        assert other is not None
+        assert set(one.positives) < set(two.positives)
+        assert set(two.positives) != set(other.positives)
+        assert len(other.negatives) == 0
+        # Whatever a method says of marked and of unjudged rows changes nothing.
+        scores = np.random.default_rng(0).standard_normal(len(world.codes))
+        outcome = methods.Outcome(scores, scores > 1)
+        before = methods.measured(outcome, two)
+        unseen = ~two.scored
+        outcome = methods.Outcome(np.where(unseen, 99.0, scores), (scores > 1) & ~unseen)
+        after = methods.measured(outcome, two)
+        assert {k: v for k, v in before.items() if k != "returned"} == {
+            k: v for k, v in after.items() if k != "returned"
+        }
+
+
+def test_learners_return_what_their_models_match(tmp_path: Path) -> None:
+    clip_like(tmp_path)
+    world = tasks.Real(tmp_path).world("pca")
+    assert world is not None
+    with world.opened() as index:
+        task = world.task(world.concepts[0], 8, 0, True)
+        assert task is not None
+        for learner in ("branch", "ensemble"):
+            model, _ = index.train(task.positives, task.negatives, learner=learner)
+            assert np.array_equal(methods.ranking(model, world), model.evaluate(world.codes)[1])
+        for name in methods.METHODS:
+            if methods.available(name):
+                continue
+            outcome = methods.METHODS[name](world, task)
+            assert outcome is not None
+            assert len(outcome.scores) == len(world.codes)
+            assert 0 <= outcome.touched <= 1
+            figures = methods.measured(outcome, task)
+            assert 0 < figures["ap"] <= 1
+            assert figures["told"] == name.endswith("told")
+            if outcome.returned is not None and outcome.returned.any() and name != "forest":
+                # What is returned stands at the head of the ranking.
+                kept = outcome.scores[outcome.returned].min()
+                assert (outcome.scores[~outcome.returned] <= kept).all()
+
+
+def test_fine_scores_are_the_largest_of_their_terms() -> None:
+    terms = [
+        {"linear": [1] * 128, "square": [0] * 128, "constant": 5},
+        {"linear": [0] * 128, "square": [-1] * 128, "constant": 1000},
+    ]
+    rows = np.zeros((2, 128), np.uint8)
+    rows[1, :2] = 200, 100
+    assert methods.fine_scores(terms, rows).tolist() == [1000, 305]
+
+
+def test_dilution_has_the_prevalence_and_distractors_never_match(tmp_path: Path) -> None:
+    if tasks.Scenes.absent():
+        pytest.skip(tasks.Scenes.absent())
+    made = tasks.Scenes(tmp_path, rows=600, diluted=5000)
+    assert len(made.concepts) >= 12
+    assert {c.kind for c in made.concepts} == {
+        "one attribute", "two attributes", "relation", "two modes",
+    }  # fmt: skip
+    for kind in {c.kind for c in made.concepts}:
+        splits = [c.split for c in made.concepts if c.kind == kind]
+        assert splits.count("dev") == splits.count("test")
+    two = next(c for c in made.concepts if c.name == "a red circle or a blue star")
+    red, blue = (scenes.matches(made.scenes, words) for words in ("a red circle", "a blue star"))
+    assert np.array_equal(two.truth, red | blue)
+    again = tasks.Scenes(tmp_path, rows=600, diluted=5000)  # from the files
+    assert np.array_equal(again.images, made.images)
+    for name in ("a heart", "a star above a heart"):  # matches to spare, and too few
+        concept = next(c for c in made.concepts if c.name == name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(tasks.PREVALENCES, "scenes .1%", 0.01)
+            world = made.dilute(concept, 0.01)
+        [diluted] = world.concepts
+        assert world.codes.shape == (5000, 32)
+        assert world.fine is not None
+        assert world.fine.shape == (5000, 128)
+        assert int(diluted.truth.sum()) == 50
+        # The rows that match are codes of scenes that match; those of the collection among them.
+        own = {row.tobytes() for row in made.coder.images(made.images[concept.truth])}
+        found = [row.tobytes() in own for row in world.codes[diluted.truth]]
+        assert sum(found) == min(50, int(concept.truth.sum()))
+        # Scenes that do not match are there, every one, and marked so.
+        others = {row.tobytes() for row in made.coder.images(made.images[~concept.truth])}
+        assert others <= {row.tobytes() for row in world.codes[~diluted.truth]}
+
+
+def test_the_learners_run_on_generated_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("sklearn")
+    folder, out = tmp_path / "clip", tmp_path / "out"
+    folder.mkdir()
+    clip_like(folder)
+
+    def call(*words: object) -> str:
+        assert learners.main([str(word) for word in words]) == 0
+        return capsys.readouterr().out
+
+    common = [folder, "--data", "real", "--space", "shared", "floats", "--out", out, "--seeds", 1]
+    names = ["nearest", "nearest, told", "text, told", "logistic", "ensemble"]
+    words = ["--method", *names]
+    printed = run("learners.py", "run", *common, "--positives", 2, 8, *words)
+    assert "F1" in printed
+    call("run", *common, "--positives", 2, 8, *words)  # nothing is left to do
+
+    def counts() -> dict[tuple[str, str], int]:
+        with duckdb.connect(str(out / "learners.duckdb"), read_only=True) as con:
+            found = con.execute("SELECT space, method, count(*) FROM draws GROUP BY ALL").fetchall()
+        return {(space, method): n for space, method, n in found}
+
+    # 3 concepts, 2 numbers of positives, 2 settings; one concept has no words.
+    expected = {(space, name): 12 for space in ("shared", "floats") for name in names}
+    expected |= {("shared", "text, told"): 8, ("floats", "text, told"): 8}
+    del expected["floats", "ensemble"]
+    assert counts() == expected
+    call("run", *common, "--positives", 2, 8, "--method", "ensemble", "--force")
+    assert counts() == expected
+    call("sessions", *common, "--method", "nearest", "ensemble")
+    with duckdb.connect(str(out / "learners.duckdb"), read_only=True) as con:
+        rows = con.execute(
+            'SELECT start, method, max(round), min(f1), max(f1), max("right"), max("labels") '
+            "FROM sessions GROUP BY ALL"
+        ).fetchall()
+    assert {row[:3] for row in rows} == {
+        (start, name, 5) for start in ("text", "two positives") for name in ("nearest", "ensemble")
+    }
+    assert all(0 <= low <= high <= 1 and right <= given for *_, low, high, right, given in rows)
+    call("report", "--out", out)
+    page = (out / "report.md").read_text("utf-8")
+    for heading in ("## How it is measured", "## Real CLIP vectors", "## Sessions"):
+        assert heading in page
+    absent = ["run", tmp_path / "absent", "--data", "real", "--out", tmp_path / "none"]
+    assert "skipped: real" in call(*absent)
+
+
+def test_a_re_ranked_model_has_what_it_matches_first() -> None:
+    rng = np.random.default_rng(2)
+    codes = rng.integers(0, 256, (400, 32)).astype(np.uint8)
+    fine = rng.integers(0, 256, (400, 128)).astype(np.uint8)
+    flat = {"linear": [0] * 32, "square": [0] * 32, "constant": 0}
+    document = {
+        "boxwood_model": 1, "learner": "test", "dims": 32, "quantizer": "", "threshold": 0,
+        "estimators": [],
+        "score": {"terms": [{**flat, "linear": [1, -2] + [0] * 30}], "votes": 0, "shift": 4,
+                  "threshold": -100},
+        "fine": {"quantizer": "", "shift": 3, "threshold": 50,
+                 "terms": [{"linear": [3, -1] + [0] * 126, "square": [0] * 128, "constant": -7}]},
+    }  # fmt: skip
+    model = native.Model.from_json(json.dumps(document))
+    everything = np.ones(400, bool)
+    world = tasks.World("test", "shared", codes, everything, [], fine)
+    scores = methods.ranking(model, world)
+    first = codes[:, 0].astype(int) - 2 * codes[:, 1].astype(int)
+    second = 3 * fine[:, 0].astype(int) - fine[:, 1].astype(int) - 7
+    passed = first >= -100
+    assert 0 < passed.sum() < 400
+    expected = sorted(range(400), key=lambda i: (passed[i], second[i] if passed[i] else first[i]))
+    assert (np.diff(scores[expected]) >= 0).all()
+    assert scores[passed].min() > scores[~passed].max()
+    _, found, match = model.evaluate(codes, fine)
+    assert np.array_equal(match, passed & (second >= 50))
+    assert np.array_equal(found[passed] - found[passed].min(), scores[passed])
+
+
+def test_tables_of_hand_made_figures(tmp_path: Path) -> None:
+    """Means, spread, harm, what beats what from where, and how often intervals hold the truth."""
+    store = learners.Store(tmp_path)
+    f1 = {  # of two concepts with two seeds each, at 2 and at 4 positives
+        "nearest, told": ([0.5, 0.5, 0.5, 0.5], [0.6, 0.6, 0.6, 0.6]),
+        "nearest": ([0.4, 0.4, 0.4, 0.4], [0.4, 0.4, 0.4, 0.4]),
+        "cover": ([0.3, 0.4, 0.5, 0.7], [0.7, 0.7, 0.5, 0.9]),
+    }
+    rows = [
+        {
+            "data": "real", "space": "shared", "split": "test", "concept": "ab"[place // 2],
+            "kind": "class", "rows": 1000, "positives": positives, "hard": False,
+            "seed": place % 2, "method": method, "ap": value, "f1": value, "precision": value,
+            "recall": 0.5, "touched": 1.0, "train_ms": 1.0, "search_ms": 1.0,
+            **({"estimated_precision": 0.5, "estimated_precision_low": 0.35,
+                "estimated_precision_high": 0.6} if method == "cover" else {}),
+        }
+        for method, both in f1.items()
+        for positives, values in zip((2, 4), both, strict=True)
+        for place, value in enumerate(values)
+    ]  # fmt: skip
+    store.add("draws", rows)
+    assert store.done("draws", "real", "shared", "a", "positives, seed, method") == {
+        (p, s, m) for p in (2, 4) for s in (0, 1) for m in f1
+    }
+    assert not learner_report.show(store.con, "dev")
+    assert learner_report.show(store.con, "test")
+    [group] = learner_report.groups(store.con)
+    assert (group.concepts, group.seeds, group.positives) == (2, 2, [2, 4])
+    mean, spread = learner_report.means(store.con, group, "f1")["cover", 2]
+    assert mean == pytest.approx(0.475)
+    assert spread == pytest.approx(np.std([0.4, 0.55], ddof=1))
+    lines = learner_report.against_nearest(store.con, group).splitlines()
+    # Harm: 1 of 4 below .4, none; against .5 and .6: 2 of 4 and 1 of 4.
+    assert lines[-1] == "| cover | 4 | 2 | 25 / 0 | 50 / 25 | — / — |"
+    text = learner_report.calibration(store.con)
+    assert "| precision | real | shared | cover | 2 | 4 | 50% | .250 | .025 | .125 |" in text
+    assert ".475 ±.106" in learner_report.table(store.con, group, "f1")
+    page = learner_report.text(store.con, "test", {}, {"logistic": 1.0, "f1": 10.0, "svm": 1.0})
+    assert "## Wanted and reached" in page
+    assert "cover 12.5%" in page
+    store.forget("draws", ["real"], None, ["test"], ["cover"])
+    left = store.done("draws", "real", "shared", "a", "method")
+    assert left == {("nearest",), ("nearest, told",)}
+    store.close()
+
+
+def test_the_help_names_what_there_is() -> None:
+    text = run("learners.py", "--help")
+    assert "choose DATA_FOLDER" in text
+    assert all(data in text for data in learners.DATA)
+
+
+def test_a_person_marks_the_best_rows_of_known_truth_once() -> None:
+    truth = np.array([True, False, True, False, True])
+    person = learners.Person(truth, np.array([True, True, True, False, True]))
+    scores = np.array([1.0, 5.0, 3.0, 9.0, 2.0])
+    person.look(scores, 2)
+    assert (person.right.tolist(), person.wrong.tolist()) == ([2], [1])
+    person.look(scores, 2)
+    assert (person.right.tolist(), person.wrong.tolist()) == ([0, 2, 4], [1])
+    person.look(scores, 2)
+    assert person.marked.tolist() == [True, True, True, False, True]

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -116,7 +117,7 @@ def test_examples_are_valid_commands(
     args = cli._parser().parse_args(words[1:])
     assert args.command == words[1]
     if args.command == "refine":
-        assert args.positives[0] == 17
+        assert args.positives[:1] == [17] or args.text == "a leopard"
 
 
 def test_help_names_the_exit_codes(run: Run) -> None:
@@ -205,6 +206,23 @@ def test_create_from_parquet_and_from_table(
     rows = [json.loads(out) for _, out, _ in answers]
     assert [r["id"] for r in rows[0]] == [r["id"] for r in rows[1]]
     assert rows[1][0]["colour"] == "c1"  # 107 itself, row 7; metadata comes along
+
+
+def test_fine_codes_are_kept_unless_told_otherwise(
+    tmp_path: Path, embeddings: np.ndarray, run: Run
+) -> None:
+    np.save(tmp_path / "emb.npy", embeddings)
+    path = tmp_path / "data.duckdb"
+    for name, options in (("with", []), ("without", ["--no-fine"])):
+        code, _, err = run("create", path, name, "--npy", tmp_path / "emb.npy", *options)
+        assert (code, err) == (0, "")
+    infos = {info["name"]: info for info in json.loads(run("info", path, "--json")[1])}
+    assert len(infos["with"]["fine"]) == 16
+    assert infos["without"]["fine"] is None
+    assert infos["with"]["bytes_per_row"] > infos["without"]["bytes_per_row"] + 127
+    assert f"fine           {infos['with']['fine']}" in run("info", path, "with")[1]
+    assert run("repair", path, "with")[0] == 0
+    assert run("repair", path, "with", "--check")[0] == 0
 
 
 def test_create_that_fails_leaves_no_database(tmp_path: Path, run: Run) -> None:
@@ -374,7 +392,7 @@ def test_more_than_there_is(database: Path, run: Run) -> None:
     assert len(json.loads(out)) == ROWS
 
 
-@pytest.mark.parametrize("learner", ["branch", "ensemble", "tree", "forest"])
+@pytest.mark.parametrize("learner", cli.LEARNERS)
 def test_refine_and_export(database: Path, learner: str, tmp_path: Path, run: Run) -> None:
     if learner in ("tree", "forest"):
         pytest.importorskip("sklearn")
@@ -384,6 +402,7 @@ def test_refine_and_export(database: Path, learner: str, tmp_path: Path, run: Ru
                          "--limit", 0, "--save-model", model, "--json")  # fmt: skip
     assert (code, err) == (0, f"wrote {model}\n")
     found = json.loads(out)
+    assert found["learner"] in (learner, "nearest" if learner == "cover" else learner)
     ids = [row["id"] for row in found["rows"]]
     assert found["count"] == len(ids) == len(set(ids)) > 4
     assert sum((i - 100) % 10 == 4 for i in ids) / len(ids) > 0.9
@@ -397,6 +416,72 @@ def test_refine_and_export(database: Path, learner: str, tmp_path: Path, run: Ru
         written = duckdb.sql(f"SELECT id, score FROM '{target}'").fetchall()
         assert [row[0] for row in written] == ids
         assert [row[1] for row in written] == pytest.approx(scores)
+
+
+def test_refine_says_what_to_expect(database: Path, run: Run) -> None:
+    labels = ("--positives", "104,114,124,134,144,154,164,174", "--negatives", "105,106,107")
+    code, out, err = run("refine", database, "rows", *labels, "--limit", 3)
+    assert (code, err) == (0, "")
+    *_, summary, estimate = [line for line in out.splitlines() if not line.startswith("note: ")]
+    assert re.fullmatch(r"[\d,]+ images match; 3 shown", summary)
+    share = r"[01]\.\d\d \([01]\.\d\d-[01]\.\d\d\)"
+    assert re.fullmatch(
+        rf"about [\d,]+ images match(; expected precision {share}, recall {share})?", estimate
+    )
+    code, csv_out, err = run("refine", database, "rows", *labels, "--limit", 3, "--csv")
+    assert code == 0
+    assert estimate in err
+    assert estimate not in csv_out
+    found = json.loads(run("refine", database, "rows", *labels, "--json")[1])
+    assert set(found) == {"count", "learner", "estimate", "note", "rows"}
+    assert set(found["estimate"]) == {"rows", "precision", "recall"}
+    for share in (found["estimate"]["precision"], found["estimate"]["recall"]):
+        assert share is None or 0 <= share[0] <= share[1] <= share[2] <= 1
+
+    code, out, _ = run("refine", database, "rows", *labels, "--learner", "branch", "--limit", 3)
+    assert code == 0
+    assert out.splitlines()[-1].endswith("3 shown")  # of which nothing is known
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (("--rerank",), {"rerank": True}),
+        (("--boxes", 4), {"boxes": 4}),
+        (("--no-guard",), {"guard": False}),
+        (("--random-negatives", 300), {"random_negatives": 300}),
+        (("--learner", "ensemble", "--paper", "--seed", 2),
+         {"learner": "ensemble", "prior": False, "seed": 2}),
+    ],
+)  # fmt: skip
+def test_refine_options(
+    database: Path, words: tuple[object, ...], options: Any, tmp_path: Path, run: Run
+) -> None:
+    labels = ("--positives", "104,114,124", "--negatives", "105")
+    code, _, _ = run("refine", database, "rows", *labels, *words, "--save-model", tmp_path / "m")
+    assert code == 0
+    with boxwood.connect(database) as con:
+        wanted = boxwood.Collection.open(con, "rows").train([104, 114, 124], [105], **options)
+    assert boxwood.Model.load(tmp_path / "m") == wanted
+
+
+def test_refine_refuses(database: Path, run: Run) -> None:
+    for words in (("--negatives", "105"), ("--positives", "")):
+        code, _, err = run("refine", database, "rows", *words)
+        assert code == 2
+        assert "--positives IDS" in err
+        assert "--text WORDS" in err
+    some = ("--positives", "104,114")
+    assert run("refine", database, "rows", *some, "--text", "a", "--image", "b")[0] == 2
+    for words, message in (
+        (("--paper",), "prior=False is for the learners 'branch' and 'ensemble'"),
+        (("--learner", "branch", "--rerank"), "rerank=True is for the learner 'cover'"),
+        (("--boxes", 65), "boxes must be from 0 to 64"),
+        (("--text", "a dog"), "no encoder"),
+    ):
+        code, out, err = run("refine", database, "rows", *some, *words)
+        assert (code, out) == (1, "")
+        assert message in err
 
 
 @pytest.fixture
@@ -461,8 +546,9 @@ def test_refine_table_limit_and_sql(database: Path, run: Run) -> None:
     labels = ("--positives", "104,114,124,134,144", "--negatives", "105,106")
     code, out, err = run("refine", database, "rows", *labels, "--limit", 3, "--sql")
     assert (code, err) == (0, "")
-    *_, last = out.splitlines()
-    count = int(re.fullmatch(r"([\d,]+) images match; 3 shown", last)[1].replace(",", ""))  # type: ignore[index]
+    summary = re.search(r"^([\d,]+) images match; 3 shown$", out, re.MULTILINE)
+    assert summary is not None
+    count = int(summary[1].replace(",", ""))
     statement = out.splitlines()[0]
     con = boxwood.connect(database)
     rows = con.execute(statement).fetchall()
@@ -494,7 +580,6 @@ def test_same_seed_same_answer_other_options_other_answer(database: Path, run: R
     [
         (["refine", "--positives", "99999"], "99999"),
         (["refine", "--positives", "104", "--negatives", "104"], "104"),
-        (["refine", "--positives", ""], "positive"),
         (["search", "--like", "99999"], "99999"),
         (["search", "a red circle"], "encoder"),
         (["search", "--image", "absent.jpg"], "encoder"),
@@ -723,9 +808,12 @@ def test_words_that_were_searched_are_kept_for_the_shell(
     path = tmp_path / "data.duckdb"
     assert run("create", path, "scenes", "--images", pictures / "scene_000001.png")[0] == 0
     assert run("search", path, "scenes", "a very unusual phrase")[0] == 0
+    words = ("--text", "another phrase", "--learner", "cover", "--limit", 0, "--json")
+    code, out, _ = run("refine", path, "scenes", *words)
+    assert (code, json.loads(out)["learner"]) == (0, "cover")
     con = duckdb.connect(path, read_only=True)
-    query = "SELECT count(*) FROM boxwood.texts WHERE text = 'a very unusual phrase'"
-    assert con.execute(query).fetchall() == [(1,)]
+    query = "SELECT text FROM boxwood.texts WHERE text LIKE 'a%phrase' ORDER BY text"
+    assert con.execute(query).fetchall() == [("a very unusual phrase",), ("another phrase",)]
     con.close()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 import boxwood
-from boxwood import Collection, Head, native, store
-from conftest import clustered_codes, clustered_embeddings
+from boxwood import Collection, Head, catalog, native, store
+from boxwood.encode import FINE_INSIDE, Quantizer
+from conftest import PlainEncoder, clustered_codes, clustered_embeddings
 
 Con = duckdb.DuckDBPyConnection
 
@@ -181,6 +185,282 @@ def test_given_texts(database: Path) -> None:
         assert len(near) == 5
         code = photos.encode_embedding(texts[0], "text")
         assert near.equals(photos.knn(code, k=5))
+
+
+# --- fine codes -----------------------------------------------------------------------------------
+
+
+def check_fine(con: Con, photos: Collection, expected: dict[int, NDArray[np.uint8]]) -> None:
+    """That database and index hold these fine codes."""
+    ids = np.array(sorted(expected))
+    wanted = np.stack([expected[i] for i in ids.tolist()])
+    name = photos.name
+    stored = con.sql(f"SELECT id, fine FROM boxwood.{name}_codes ORDER BY id").to_arrow_table()
+    assert np.array_equal(stored["id"].to_numpy(), ids)
+    values = stored["fine"].combine_chunks().flatten().to_numpy().reshape(-1, 128)
+    assert np.array_equal(values, wanted)
+    assert np.array_equal(native.Index(photos.index_path).fine(ids), wanted)
+    photos.verify()
+
+
+def alike(fine: NDArray[np.uint8] | None, other: NDArray[np.uint8]) -> bool:
+    """Equal but for rounding: one row and many go different ways through matrix products."""
+    return fine is not None and int(np.abs(fine.astype(int) - other.astype(int)).max()) <= 1
+
+
+def test_embeddings_give_fine_codes(con: Con, database: Path) -> None:
+    embeddings = clustered_embeddings(600, 160)
+    photos = Collection.create(con, "photos")
+    assert photos.info()["fine"] is None
+    photos.append(np.arange(400), embeddings=embeddings[:400])
+    finer = Head.pca(embeddings[:400]).finer(embeddings[:400])
+    quantizer = Quantizer.fit(finer.images(embeddings[:400]), FINE_INSIDE)
+    parts = [quantizer.encode(finer.images(e)) for e in (embeddings[:400], embeddings[400:])]
+    expected = dict(enumerate(np.concatenate(parts)))
+    info = photos.info()
+    assert len(info["fine"]) == 16
+    assert info["fine"] == native.Index(photos.index_path).info.fingerprints.fine
+    assert rows_of(con, "SELECT fine FROM collection_info('photos')") == [(info["fine"],)]
+    check_fine(con, photos, dict(list(expected.items())[:400]))
+    photos.append(np.arange(400, 600), embeddings=embeddings[400:])  # is merged
+    assert photos.info()["segments"] == 1
+    check_fine(con, photos, expected)
+    photos.compact()
+    check_fine(con, photos, expected)
+    shutil.rmtree(photos.index_path)
+    photos.repair()
+    check_fine(con, photos, expected)
+    one = photos.encode(embedding=embeddings[7])
+    assert np.array_equal(one.code, photos.encode_embedding(embeddings[7]))
+    assert alike(one.fine, expected[7])
+    text = photos.encode(embedding=embeddings[7], kind="text")
+    assert alike(text.fine, quantizer.encode(finer.texts(embeddings[7:8]))[0])
+    heads = [Head.from_bytes(data) for (data,) in rows_of(con, "SELECT data FROM boxwood.heads")]
+    assert sorted(head.dims for head in heads) == [32, 128]
+    con.close()
+    with boxwood.connect(database, read_only=True) as reader:
+        again = Collection.open(reader, "photos")
+        check_fine(reader, again, expected)
+        assert alike(again.encode(embedding=embeddings[7]).fine, expected[7])
+    with boxwood.connect(database) as writer:
+        Collection.open(writer, "photos").drop()
+        assert rows_of(writer, "SELECT count(*) FROM boxwood.heads") == [(0,)]
+
+
+def test_texts_and_images_have_fine_codes(con: Con, database: Path) -> None:
+    encoder, pixels = PlainEncoder(), np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), "u1")
+    pictures = [Image.fromarray(each) for each in pixels]
+    photos = Collection.create(con, "photos", encoder=encoder, texts=["a cat", "a dog"])
+    with pytest.raises(boxwood.InputError, match="no embeddings yet"):
+        photos.encode(text="a cat")
+    photos.append(np.arange(40), embeddings=encoder.images(pictures))
+    coding = photos._coding_now()
+    assert coding is not None
+    for text in ("a cat", "a new phrase", "a new phrase"):
+        codes, fine = coding.texts(encoder.texts([text]))
+        one = photos.encode(text=text)
+        assert alike(one.code, codes[0])
+        assert np.array_equal(one.code, photos.encode_text(text))
+        assert fine is not None
+        assert alike(one.fine, fine[0])
+    kept = rows_of(con, "SELECT text, len(code), len(fine) FROM boxwood.texts ORDER BY text")
+    assert kept == [(text, 32, 128) for text in ("a cat", "a dog", "a new phrase")]
+    one = photos.encode(image=pixels[7])
+    assert alike(one.fine, native.Index(photos.index_path).fine([7])[0])
+    assert np.array_equal(one.code, photos.encode_image(pictures[7]))
+    photos_fine = native.Index(photos.index_path).fine([7])[0]
+    con.close()
+    with boxwood.connect(database, read_only=True) as reader:
+        again = Collection.open(reader, "photos")
+        assert alike(again.encode(image=pictures[7]).fine, photos_fine)
+        assert again.encode(text="another").fine is not None
+    catalog._encoders.clear()
+
+
+@pytest.mark.parametrize("dims", [5, 48, 127, 128])
+def test_fine_codes_of_short_embeddings(con: Con, dims: int) -> None:
+    embeddings = clustered_embeddings(300, dims)
+    photos = Collection.create(con, "photos")
+    photos.append(np.arange(300), embeddings=embeddings)
+    fine = native.Index(photos.index_path).fine(np.arange(300))
+    assert ((fine[:, dims:] == 127) | (fine[:, dims:] == 128)).all()  # zero, in the middle
+    assert (np.ptp(fine[:, :dims], axis=0) > 0).all()
+    # One scale for all dimensions, and zeros have no say in it: the range is used.
+    ends = np.mean((fine[:, :dims] == 0) | (fine[:, :dims] == 255))
+    assert 0 < ends < 0.002
+
+
+def test_no_fine_codes_where_they_are_not_wanted(con: Con, tmp_path: Path) -> None:
+    embeddings = clustered_embeddings(300)
+    photos = Collection.create(con, "photos", fine=False)
+    photos.append(np.arange(300), embeddings=embeddings)
+    codes = clustered_codes(20)
+    given = Collection.create(con, "given")
+    given.append(np.arange(20), codes=codes)
+    np.save(tmp_path / "e.npy", embeddings)
+    loaded = Collection.from_npy(con, "loaded", tmp_path / "e.npy", fine=False)
+    for collection in (photos, given, loaded):
+        assert collection.info()["fine"] is None
+        assert "fine" not in [
+            row[0] for row in rows_of(con, f"DESCRIBE boxwood.{collection.name}_codes")
+        ]
+        assert native.Index(collection.index_path).info.fingerprints.fine == ""
+        with pytest.raises(boxwood.InputError, match="no fine codes"):
+            native.Index(collection.index_path).fine([1])
+        collection.verify()
+    assert photos.encode(embedding=embeddings[0]).fine is None
+    rows, _ = con.execute("SELECT count(*), 1 FROM boxwood.heads").fetchone() or (0, 0)
+    assert rows == 1  # the two made from the same embeddings share it
+
+
+def test_ready_fine_codes(con: Con) -> None:
+    rng = np.random.default_rng(0)
+    codes, fine = clustered_codes(700), rng.integers(0, 256, (700, 128), np.uint8)
+    for name, wanted in (("a", None), ("b", True)):
+        photos = Collection.create(con, name, fine=wanted)
+        photos.append(np.arange(100), codes=codes[:100], fine=fine[:100])
+        photos.append(np.arange(100, 700), codes=codes[100:].tolist(), fine=fine[100:].tolist())
+        assert photos.info()["fine"] == "codes"
+        check_fine(con, photos, dict(enumerate(fine)))
+        for extra in (photos.append, photos._append):
+            with pytest.raises(boxwood.InputError, match="of a collection have them or none"):
+                extra([900], codes=codes[:1])
+        assert len(photos) == 700
+
+
+def test_mixed_fine_codes_are_refused(con: Con, tmp_path: Path) -> None:
+    codes, fine = clustered_codes(3), np.zeros((3, 128), np.uint8)
+    embeddings = clustered_embeddings(50)
+    np.save(tmp_path / "codes.npy", codes)
+
+    def refused(photos: Collection, message: str, ids: list[int], **rows: Any) -> None:
+        before = len(photos)
+        with pytest.raises(boxwood.InputError, match=message):
+            photos.append(ids, **rows)
+        assert len(photos) == before
+        photos.verify()
+
+    plain = Collection.create(con, "plain")
+    plain.append([1, 2, 3], codes=codes)
+    refused(plain, "has no fine codes.*leave them out", [5], codes=codes[:1], fine=fine[:1])
+    never = Collection.create(con, "never", fine=False)
+    refused(never, "created with fine=False: leave", [5], codes=codes[:1], fine=fine[:1])
+    always = Collection.create(con, "always", fine=True)
+    refused(always, "created with fine=True: pass fine codes", [5], codes=codes[:1])
+    with pytest.raises(boxwood.InputError, match="created with fine=True"):
+        always.add_npy(tmp_path / "codes.npy")
+    always.append(np.arange(50), embeddings=embeddings)
+    refused(always, "has fine codes.*or embeddings", [90], codes=codes[:1])
+    with pytest.raises(boxwood.InputError, match="has fine codes"):
+        always.add_npy(tmp_path / "codes.npy")
+    always.append([90, 91, 92], codes=codes, fine=fine)
+    always.verify()
+    refused(always, "go with codes", [95], embeddings=embeddings[:1], fine=fine[:1])
+    for bad, message in (
+        (fine[:2], "3 codes cannot go with 2 fine codes"),
+        (fine[:, :127], r"fine codes must have the shape \(rows, 128\), not \(3, 127\)"),
+        (fine[0], r"\(rows, 128\)"),
+        (fine.astype("f4"), "fine codes must be uint8, not float32"),
+        (fine.astype("i4") - 1, r"fine codes must lie in 0 .. 255"),
+        ([[1] * 128, [1] * 128, [1] * 5], "fine codes"),
+        ("words", "fine codes"),
+    ):
+        refused(always, message, [96, 97, 98], codes=codes, fine=bad)
+    with pytest.raises(boxwood.InputError, match="fine must be True, False or None"):
+        Collection.create(con, "x", fine="yes")  # type: ignore[arg-type]
+    with pytest.raises(boxwood.InputError, match="must put out 32"):
+        Collection.create(con, "x", head=Head.pca(embeddings, dims=128))
+    assert "x" not in Collection.list(con)
+    for wrong in ({}, {"text": "a", "embedding": embeddings[0]}):
+        with pytest.raises(boxwood.InputError, match="one of text, image and embedding"):
+            always.encode(**wrong)
+
+
+@pytest.mark.parametrize("source", ["table", "parquet"])
+@pytest.mark.parametrize("kind", ["with", "without", "not wanted"])
+def test_ready_codes_from_columns(con: Con, tmp_path: Path, source: str, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    n = 1000
+    codes, fine = clustered_codes(n), rng.integers(0, 256, (n, 128), np.uint8)
+    columns: dict[str, Any] = {"t": [f"t{i}" for i in range(n)], "nr": np.arange(n) * 2}
+    columns |= {f"d{dim:02}": codes[:, dim].astype("i8" if dim % 2 else "u1") for dim in range(32)}
+    if kind != "without":
+        columns["fine"] = fine.tolist()
+    wanted = False if kind == "not wanted" else None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(boxwood.collection, "_READY_ROWS", 300)
+        if source == "parquet":
+            pq.write_table(pa.table(columns), tmp_path / "p")
+            photos = Collection.from_parquet(con, "photos", tmp_path / "p", id="nr", fine=wanted)
+        else:
+            con.register("rows", pa.table(columns))
+            con.execute("CREATE TABLE photos AS FROM rows")
+            photos = Collection.from_table(con, "photos", id="nr", fine=wanted)
+    assert len(photos) == n
+    assert np.array_equal(native.Index(photos.index_path).codes(np.arange(n) * 2), codes)
+    if kind == "with":
+        check_fine(con, photos, dict(zip((np.arange(n) * 2).tolist(), fine, strict=True)))
+    else:
+        assert photos.info()["fine"] is None
+    assert rows_of(con, "SELECT t FROM photos WHERE nr = 10") == [("t5",)]
+    if source == "parquet":
+        left = [row[0] for row in rows_of(con, "DESCRIBE photos")]
+        assert left == ["t", "nr"] + ["fine"] * (kind == "not wanted")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("d07 = NULL WHERE nr = 4", "'d07' is NULL for id 4"),
+        ("fine = NULL WHERE nr = 4", "fine code of id 4 is NULL"),
+        ("fine = [1, 2] WHERE nr = 4", "fine code of id 4 has 2 values"),
+        ("d07 = 256 WHERE nr = 4", "must lie in 0 .. 255"),
+        ("fine = list_transform(fine, lambda x: x - 300)", "fine codes must lie in 0 .. 255"),
+        ("nr = NULL WHERE nr = 4", "NULL"),
+    ],
+)
+def test_bad_ready_codes_from_columns(con: Con, change: str, message: str) -> None:
+    columns: dict[str, Any] = {"nr": np.arange(5)}
+    columns |= {f"d{dim:02}": np.arange(5, dtype="i4") for dim in range(32)}
+    columns["fine"] = [[1] * 128] * 5
+    con.register("rows", pa.table(columns))
+    con.execute("CREATE TABLE pictures AS FROM rows")
+    con.execute(f"UPDATE pictures SET {change}")
+    with pytest.raises(boxwood.InputError, match=message):
+        Collection.from_table(con, "pictures", id="nr")
+    assert Collection.list(con) == []
+    con.execute("ALTER TABLE pictures DROP COLUMN d31")
+    with pytest.raises(boxwood.InputError, match="no column 'embedding', and no columns d00"):
+        Collection.from_table(con, "pictures", id="nr")
+
+
+def test_fine_codes_of_another_kind_are_noticed(con: Con, database: Path) -> None:
+    photos = Collection.create(con, "photos")
+    photos.append(np.arange(300), embeddings=clustered_embeddings(300))
+    index = native.Index(photos.index_path)
+    ids, codes = index.rows()
+    fine = index.fine(ids)
+    fine[17, 5] ^= 1
+    native.write_segment(
+        photos.index_path, "x.segment", ids, codes, index.info.uuid, index.info.generation,
+        index.info.fingerprints, fine=fine,
+    )  # fmt: skip
+    native.write_manifest(
+        photos.index_path, index.info.uuid, index.info.generation, ["x.segment"],
+        index.info.fingerprints,
+    )  # fmt: skip
+    with pytest.raises(boxwood.IndexProblem, match=f"disagree on id {ids[17]}"):
+        photos.verify()
+    photos.repair()
+    photos.verify()
+    con.execute("UPDATE boxwood.collections SET fine_fingerprint = 'another'")
+    assert photos.info()["state"] == "foreign"
+    con.close()
+    with (
+        boxwood.connect(database) as other,
+        pytest.raises(boxwood.IndexMismatch, match="boxwood repair"),
+    ):
+        Collection.open(other, "photos")
 
 
 @pytest.mark.parametrize("kind", ["arrow", "batch", "dict", "with ids"])
@@ -391,7 +671,7 @@ def test_knn_within(con: Con, photos: Collection) -> None:
     assert len(photos.knn(like=30, ids=[])) == 0
 
 
-@pytest.mark.parametrize("learner", ["branch", "ensemble", "tree", "forest"])
+@pytest.mark.parametrize("learner", ["cover", "branch", "ensemble", "tree", "forest"])
 def test_refine_equals_sql(con: Con, photos: Collection, learner: Any) -> None:
     if learner in ("tree", "forest"):
         pytest.importorskip("sklearn")
@@ -422,6 +702,9 @@ def test_refine_equals_sql(con: Con, photos: Collection, learner: Any) -> None:
     for key in ("train_ms", "search_ms", "rows", "blocks", "positives", "random_negatives"):
         assert found.stats[key] >= 0
     assert found.stats["rows"] == found.count
+    assert (
+        found.learner == found.model.learner == ("nearest" if found.stats["fallback"] else learner)
+    )
 
 
 def test_refine_in_sql_has_the_same_rows(con: Con, photos: Collection) -> None:
@@ -432,7 +715,7 @@ def test_refine_in_sql_has_the_same_rows(con: Con, photos: Collection) -> None:
         f"SELECT * FROM refine('photos', positives := {near[:20]}, negatives := {near[45:]}, "
         "learner := 'branch', seed := 1, random_negatives := 200) ORDER BY score DESC, id",
     )
-    assert rows == [tuple(row.values()) for row in found.table().to_pylist()]
+    assert rows == [(*row.values(), "branch") for row in found.table().to_pylist()]
 
 
 def test_labels_are_read_once(con: Con, photos: Collection) -> None:
@@ -457,11 +740,101 @@ def test_options_change_the_model(photos: Collection) -> None:
     models = {
         photos.train(near[:9], near[30:], **options)
         for options in (
-            {}, {"seed": 1}, {"estimators": 5}, {"learner": "branch"}, {"learner": "tree"},
+            {}, {"boxes": 4}, {"negative_weight": 9.0}, {"random_negatives": 500},
+            {"query": clustered_codes(1)[0]}, {"learner": "ensemble"},
+            {"learner": "ensemble", "seed": 1}, {"learner": "ensemble", "estimators": 5},
+            {"learner": "ensemble", "prior": False}, {"learner": "branch"}, {"learner": "tree"},
             {"learner": "forest"}, {"learner": "forest", "estimators": 5},
         )
     }  # fmt: skip
-    assert len(models) == 7
+    assert len(models) == 13
+
+
+def check_estimate(estimate: boxwood.Estimate) -> None:
+    assert estimate.rows is None or estimate.rows >= 0
+    for share in (estimate.precision, estimate.recall):
+        if share is not None:
+            low, value, high = share
+            assert 0 <= low <= value <= high <= 1
+    assert estimate.known == (estimate != boxwood.Estimate())
+
+
+def test_what_a_refinement_says_of_itself(photos: Collection) -> None:
+    near = photos.knn(like=30, k=60)["id"].to_pylist()
+    found = photos.refine(near[:20], near[50:])
+    check_estimate(found.estimate)
+    assert found.learner in ("cover", "nearest")
+    assert found.estimate.rows is not None
+    assert found.stats["held_out"] <= 20
+    assert repr(found).startswith(f"Refined({found.count:,} images by {found.learner!r}; about ")
+    page = found._repr_html_()
+    assert f"{found.count:,}" in page
+    assert str(found.estimate) in page
+
+    for other in (photos.refine(near[:20], learner="ensemble"), photos.search(found.model)):
+        assert other.estimate == boxwood.Estimate()
+        assert not other.estimate.known
+        assert other.note == ""
+        assert "about" not in repr(other) + other._repr_html_()
+
+
+def test_estimates_in_words() -> None:
+    share = (0.71, 0.834, 0.92)
+    estimate = boxwood.Estimate(1412.4, share, (0.6, 0.77, 0.88))
+    assert str(estimate) == (
+        "about 1,412 images match; expected precision 0.83 (0.71-0.92), recall 0.77 (0.60-0.88)"
+    )
+    assert str(boxwood.Estimate(rows=7)) == "about 7 images match"
+    assert str(boxwood.Estimate(recall=share)) == "expected recall 0.83 (0.71-0.92)"
+    assert str(boxwood.Estimate()) == "nothing is known"
+
+
+def test_words_and_images_say_what_is_sought(con: Con, tmp_path: Path) -> None:
+    photos = Collection.create(con, "photos", encoder=PlainEncoder())
+    rng = np.random.default_rng(3)
+    for number in range(80):
+        pixels = rng.integers(0, 60, (16, 16, 3)) + np.array([150, 40, 20]) * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{number:02}.png")
+    photos.add_images([tmp_path])
+    uri = dict(rows_of(con, "SELECT id, uri FROM photos"))
+    red = {i for i, name in uri.items() if int(Path(name).stem) % 2}
+    example = tmp_path / "01.png"
+    wrong = sorted(set(uri) - red)[:3]
+    shown = photos.encode(image=example)
+    found = photos.refine(negatives=wrong, image=example)
+    assert set(found.ids.tolist()) <= red
+    assert found.count
+    assert found.model == photos.train((), wrong, query=shown.code)
+    assert found.stats["positives"] == 0
+    with Image.open(example) as picture:
+        assert photos.train((), wrong, image=picture) == found.model
+
+    words = photos.encode(text="a red picture")
+    by_words = photos.refine(sorted(red)[:5], wrong, text="a red picture")
+    assert by_words.model == photos.train(sorted(red)[:5], wrong, query=words.code)
+    assert by_words.model != photos.train(sorted(red)[:5], wrong)
+    macro = (
+        f"SELECT id, votes, score FROM refine('photos', negatives := {wrong}, "
+        f"positives := {sorted(red)[:5]}, text := 'a red picture') ORDER BY score DESC, id"
+    )
+    assert rows_of(con, macro) == rows_of(con, by_words.sql)
+
+    # with rerank: both codes of what is sought
+    assert shown.fine is not None
+    again = photos.refine(negatives=wrong, image=example, rerank=True)
+    assert again.model.has_fine
+    assert again.model == photos.train(
+        (), wrong, query=shown.code, query_fine=shown.fine, rerank=True
+    )
+    assert rows_of(con, again.sql) == [tuple(row.values()) for row in again.table().to_pylist()]
+    where = rows_of(con, f"SELECT id FROM boxwood.photos_codes WHERE {again.model.to_sql()}")
+    assert {i for (i,) in where} == set(again.ids.tolist())
+    reranked = photos.refine(negatives=wrong, text="a red picture", rerank=True)
+    macro = (
+        f"SELECT id, votes, score FROM refine('photos', negatives := {wrong}, "
+        "text := 'a red picture', rerank := true) ORDER BY score DESC, id"
+    )
+    assert rows_of(con, macro) == rows_of(con, reranked.sql)
 
 
 def test_models_of_another_quantizer_are_refused(con: Con, photos: Collection) -> None:
@@ -501,6 +874,36 @@ def test_rows_come_back_joined(con: Con, photos: Collection) -> None:
         "JOIN photos p USING (id) GROUP BY ALL",
     )
     assert sum(n for _, n in rows) == photos.refine(near).count
+
+
+def test_the_shell_knows_both_codes_of_words(database: Path, tmp_path: Path) -> None:
+    con = boxwood.connect(database)
+    photos = Collection.create(con, "photos", encoder=PlainEncoder())
+    rng = np.random.default_rng(4)
+    for number in range(40):
+        pixels = rng.integers(0, 250, (8, 8, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    photos.add_images([tmp_path])
+    wanted = {
+        rerank: rows_of(con, photos.refine(text="a red picture", rerank=rerank).sql)
+        for rerank in (False, True)
+    }
+    con.close()
+    with duckdb.connect(
+        str(database), read_only=True, config={"allow_unsigned_extensions": "true"}
+    ) as shell:
+        shell.execute(f"LOAD {catalog.literal(boxwood.extension_path())}")
+        shell.execute(catalog.sql_file("macros.sql"))
+        shell.execute(catalog.sql_file("shell.sql"))
+        for rerank, rows in wanted.items():
+            query = (
+                "SELECT id, votes, score FROM refine('photos', text := 'a red picture', "
+                f"rerank := {rerank}) ORDER BY score DESC, id"
+            )
+            assert rows_of(shell, query) == rows
+        for name in ("clip_text", "clip_text_fine"):
+            with pytest.raises(duckdb.Error, match=r"no encoder.*'a red picture'"):
+                shell.execute(f"SELECT {name}('photos', 'a red pictur')").fetchall()
 
 
 # --- several objects, cursors and threads ---------------------------------------------------------
@@ -591,7 +994,7 @@ def test_real_vectors(con: Con, real_data: Path) -> None:
     kind = "Watches" if "Watches" in label else max(set(label.tolist()), key=label.tolist().count)
     truth = set(np.flatnonzero(label == kind).tolist())
     some = sorted(truth)[:20]
-    for learner in ("branch", "ensemble"):
+    for learner in ("cover", "branch", "ensemble"):
         found = photos.refine(some, learner=learner)
         where = rows_of(con, f"SELECT id FROM boxwood.fashion_codes WHERE {found.model.to_sql()}")
         assert {i for (i,) in where} == set(found.ids.tolist())

@@ -24,6 +24,7 @@ from hypothesis.extra import numpy as hnp
 from boxwood import scenes
 from boxwood.encode import (
     DIMS,
+    FINE_DIMS,
     Encoder,
     Head,
     ImageError,
@@ -186,6 +187,88 @@ def test_few_rows_or_dimensions_are_padded(n: int, m: int, width: int) -> None:
         assert np.isfinite(out).all()
         lengths = np.linalg.norm(out, axis=1)
         assert np.allclose(lengths[lengths > 1e-3], 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["pca", "shared", "identity"])
+def test_a_finer_head_has_the_same_means_and_128_directions(kind: str) -> None:
+    width = DIMS if kind == "identity" else 200
+    images, texts = embeddings(900, width, 1), embeddings(700, width, 2, shift=-1.0)
+    spoken = texts if kind == "shared" else None
+    head = {
+        "pca": lambda: Head.pca(images),
+        "shared": lambda: Head.shared(images, texts),
+        "identity": Head.identity,
+    }[kind]()
+    finer = head.finer(images, spoken)
+    assert (head.dims, finer.dims, finer.width) == (DIMS, FINE_DIMS, width)
+    assert np.array_equal(finer.image_mean, head.image_mean)
+    assert np.array_equal(finer.text_mean, head.text_mean)
+    plain = Head.pca(images, dims=FINE_DIMS)
+    if spoken is not None:
+        plain = Head.shared(images, texts, dims=FINE_DIMS)
+    assert np.array_equal(finer.layers[0][0], plain.layers[0][0])
+    if kind == "identity":
+        with pytest.raises(InputError, match="was not fitted for 128"):
+            head.narrower()
+    else:
+        assert finer.narrower() == head
+    if kind != "identity":  # the first of its directions are those of the head
+        assert np.allclose(np.abs(head.layers[0][0].T @ finer.layers[0][0][:, :DIMS]),
+                           np.eye(DIMS), atol=1e-3)  # fmt: skip
+        assert f"{width} -> {FINE_DIMS}" in repr(finer)
+    out = finer.images(images)
+    assert out.shape == (900, FINE_DIMS)
+    assert np.allclose(np.linalg.norm(out, axis=1), 1, atol=1e-5)
+    again = Head.from_bytes(finer.to_bytes())
+    assert again == finer != head
+    assert np.array_equal(again.texts(texts), finer.texts(texts))
+    with pytest.raises(InputError, match="dimensions, but"):
+        head.finer(images[:, : width - 1])
+
+
+@pytest.mark.parametrize("width", [1, 16, 100, 128, 130])
+def test_a_finer_head_pads_with_zeros(width: int) -> None:
+    images = embeddings(300, width, 1)
+    finer = Head.pca(images).finer(images)
+    out = finer.images(images)
+    assert out.shape == (300, FINE_DIMS)
+    assert not out[:, width:].any()
+    if width > 1:  # nothing is lost that a rotation keeps
+        centred = unit(unit(images) - finer.image_mean)
+        if width <= FINE_DIMS:
+            assert np.allclose(out @ out.T, centred @ centred.T, atol=1e-4)
+
+
+def test_a_head_puts_out_32_or_128_dimensions() -> None:
+    zero = np.zeros(40, "f4")
+    for dims in (31, 33, 64, 127, 129):
+        layer = (np.zeros((40, dims), "f4"), np.zeros(dims, "f4"))
+        with pytest.raises(InputError, match="32 dimensions, or 128 for fine codes"):
+            Head("pca", zero, zero, (layer,))
+
+
+def test_fine_codes_find_more_true_neighbours_than_codes() -> None:
+    rng = np.random.default_rng(8)
+    centres = rng.normal(size=(60, 256)) * (1 / np.sqrt(1 + np.arange(256) / 8))
+    rows = centres[rng.integers(60, size=3000)] + 0.5 * rng.normal(size=(3000, 256))
+    rows = rows.astype("f4")
+    head = Head.pca(rows)
+    finer = head.finer(rows)
+    centred = unit(rows) - finer.image_mean
+    truth = np.argsort(-(unit(centred[:100]) @ unit(centred).T), axis=1)[:, 1:11]
+    shares = []
+    for map_ in (head, finer):
+        out = map_.images(rows)
+        codes = Quantizer.fit(out).encode(out).astype(np.int64)
+        found = [
+            np.argsort(((codes - codes[query]) ** 2).sum(axis=1), kind="stable")[:11]
+            for query in range(100)
+        ]
+        shares.append(
+            np.mean([len(set(f[f != q][:10]) & set(truth[q])) for q, f in enumerate(found)]) / 10
+        )
+    assert shares[1] > shares[0] + 0.2, shares
+    assert shares[1] > 0.6, shares
 
 
 def test_outputs_are_unit_vectors_whatever_the_length_of_the_input() -> None:

@@ -26,6 +26,7 @@ def train(
     estimators: int | None = None,
     negative_weight: float = 1.0,
     seed: int = 0,
+    prior: bool = True,
 ) -> dict[str, Any]:
     """The model document that C makes; arguments as in the twin."""
     model, stats = native.train_codes(
@@ -36,6 +37,7 @@ def train(
         estimators=estimators or 25,
         negative_weight=negative_weight,
         seed=seed,
+        prior=prior,
         quantizer="q",
     )
     assert (stats.positives, stats.negatives) == (len(positives), len(negatives))
@@ -72,12 +74,37 @@ def random_case(number: int) -> tuple[tuple[Codes, Codes, Codes], dict[str, Any]
     }
 
 
+def awkward_case(number: int) -> tuple[tuple[Codes, Codes, Codes], dict[str, Any]]:
+    """Few different values, rows that repeat, positives that are negatives too, a single one."""
+    random = np.random.default_rng(number)
+    values = [np.array([7]), np.array([0, 255]), np.array([0, 1, 128, 254, 255])][number % 3]
+
+    def rows(n: int) -> Codes:
+        return random.choice(values, (n, 32)).astype(np.uint8)
+
+    positives = rows(int(random.choice([1, 2, 6, 40])))
+    negatives = rows(int(random.choice([0, 1, 8, 40])))
+    randoms = rows(int(random.choice([1, 9, 70])))
+    shared = min(len(positives), len(negatives), int(random.integers(0, 5)))
+    negatives[:shared] = positives[:shared]
+    positives[len(positives) // 2 :] = positives[: (len(positives) + 1) // 2]
+    return (positives, negatives, randoms), {
+        "estimators": None if random.random() < 0.5 else int(random.integers(1, 6)),
+        "seed": int(random.integers(0, 2**64, dtype=np.uint64)),
+    }
+
+
+@pytest.mark.parametrize("prior", [True, False])
 @pytest.mark.parametrize("block", range(8))
-def test_c_and_twin_agree(block: int) -> None:
-    for number in range(block * 50, block * 50 + 50):
+def test_c_and_twin_agree(block: int, prior: bool) -> None:
+    for number in range(block * 40, block * 40 + 40):
         labels, options = random_case(number)
-        expected = learner_twin.train(*labels, **options, quantizer="q")
-        assert train(*labels, **options) == expected, number
+        expected = learner_twin.train(*labels, **options, prior=prior, quantizer="q")
+        assert train(*labels, **options, prior=prior) == expected, number
+    for number in range(block * 20, block * 20 + 20):
+        labels, options = awkward_case(number)
+        expected = learner_twin.train(*labels, **options, prior=prior, quantizer="q")
+        assert train(*labels, **options, prior=prior) == expected, number
 
 
 def test_c_and_twin_agree_over_the_limits() -> None:
@@ -85,11 +112,11 @@ def test_c_and_twin_agree_over_the_limits() -> None:
     positives = np.clip(random.normal(100, 9, (2500, 32)), 0, 255).astype(np.uint8)
     negatives = random.integers(0, 256, (4200, 32)).astype(np.uint8)
     randoms = random.integers(0, 256, (4300, 32)).astype(np.uint8)
-    for estimators in (None, 2):
+    for options in ({}, {"estimators": 2}, {"prior": False}, {"prior": False, "estimators": 1}):
         expected = learner_twin.train(
-            positives, negatives, randoms, estimators=estimators, seed=3, quantizer="q"
+            positives, negatives, randoms, seed=3, quantizer="q", **options
         )
-        assert train(positives, negatives, randoms, estimators=estimators, seed=3) == expected
+        assert train(positives, negatives, randoms, seed=3, **options) == expected
 
 
 codes = st.builds(
@@ -104,22 +131,25 @@ codes = st.builds(
 
 
 @settings(max_examples=150, deadline=None)
-@given(codes, codes, st.sampled_from([None, 1, 4]), st.integers(0, 2**64 - 1))
+@given(codes, codes, st.sampled_from([None, 1, 4]), st.booleans(), st.integers(0, 2**64 - 1))
 def test_models_are_sound(
-    positives: Codes, negatives: Codes, estimators: int | None, seed: int
+    positives: Codes, negatives: Codes, estimators: int | None, prior: bool, seed: int
 ) -> None:
-    options: dict[str, Any] = {"estimators": estimators, "seed": seed}
+    options: dict[str, Any] = {"estimators": estimators, "prior": prior, "seed": seed}
     model = train(positives, negatives, **options)
     assert model == train(positives, negatives, **options), "the same labels give the same model"
     assert len(model["estimators"]) == (estimators or 1)
     assert model["threshold"] == (estimators or 1) // 2 + 1
     for boxes in model["estimators"]:
-        assert len(boxes) <= 128
+        assert len(boxes) <= (128 if prior else 30)
         for box in boxes:
-            assert 6 <= len(box) <= 32, "six ranges, and those that were cut"
+            if prior:
+                assert 6 <= len(box) <= 32, "six ranges, and those that were cut"
+            else:
+                assert len(box) in (4, 6, 8), "the dimensions of a subset"
             assert all(0 <= lo <= hi <= 255 for _, lo, hi in box)
     votes, scores, _ = native.Model.from_json(json.dumps(model)).evaluate(positives)
-    center = np.array(model["score"]["linear"]) // 2
+    center = np.array(model["score"]["terms"][0]["linear"]) // 2
     distances = ((positives.astype(np.int64) - center) ** 2).sum(axis=1)
     assert (scores == (votes.astype(np.int64) << 21) - distances).all()
 
@@ -129,10 +159,11 @@ def test_models_are_sound(
     st.integers(0, 2**32),
     st.lists(st.integers(1, 5), min_size=1, max_size=4),
     st.integers(0, 4),
+    st.booleans(),
     st.integers(0, 2**64 - 1),
 )
 def test_separable_positives_are_covered(
-    number: int, sizes: list[int], spread: int, seed: int
+    number: int, sizes: list[int], spread: int, prior: bool, seed: int
 ) -> None:
     """Positives in tight groups, in every dimension far from all negatives."""
     random = np.random.default_rng(number)
@@ -144,7 +175,7 @@ def test_separable_positives_are_covered(
         ]
     ).astype(np.uint8)
     negatives = random.integers(100, 156, (200, 32)).astype(np.uint8)
-    model = train(positives, NOTHING, negatives, seed=seed)
+    model = train(positives, NOTHING, negatives, prior=prior, seed=seed)
     assert match(model, positives).all()
     assert not match(model, negatives).any()
 
@@ -166,6 +197,50 @@ def test_a_few_positives_find_their_cluster() -> None:
             recall, precision = found[target].mean(), target[found].mean()
             assert recall > 0.75, (estimators, count)
             assert precision > 0.9, (estimators, count)
+
+
+def test_the_papers_method() -> None:
+    """Boxes lie in subsets that were fixed before; borders, early stopping, what gives no box."""
+    random = np.random.default_rng(3)
+    positives = np.clip(random.normal(60, 9, (60, 32)), 0, 255).astype(np.uint8)
+    randoms = random.integers(100, 256, (400, 32)).astype(np.uint8)
+    subsets: set[tuple[int, ...]] = set()
+    for seed in range(20):
+        model = train(positives, NOTHING, randoms, prior=False, seed=seed)
+        boxes = model["estimators"][0]
+        assert match(model, positives).all()
+        assert not match(model, randoms).any()
+        subsets |= {tuple(d for d, _, _ in box) for box in boxes}
+    assert subsets <= {tuple(s) for s in learner_twin.paper_subsets()}
+    equal = train(np.repeat(positives[:1], 9, axis=0), NOTHING, randoms, prior=False)
+    assert [len(box) for box in equal["estimators"][0]] == [4], "any subset would do"
+    other = train(positives, NOTHING, randoms, prior=True, seed=0)
+    assert other["estimators"] != train(positives, NOTHING, randoms, prior=False)["estimators"]
+    # Nothing tells a positive from a negative that is the same: there is no box to give.
+    same = train(positives[:1], positives[:1], NOTHING, prior=False)
+    assert same["estimators"] == [[]]
+    # Borders: from the seed out to where the next row is; midway to it beyond a positive taken in.
+    line = np.full((4, 32), 100, np.uint8)
+    line[:, 5] = 60, 100, 110, 130
+    found = set()
+    for seed in range(20):
+        (box,) = train(line[1:3], line[[0, 3]], NOTHING, prior=False, seed=seed)["estimators"][0]
+        found |= {(lo, hi) for d, lo, hi in box if d == 5}
+    assert found == {(61, 120), (80, 129)}, "the seed was 100 or 110"
+
+
+def test_the_papers_ensemble_needs_more_positives_than_ours() -> None:
+    random = np.random.default_rng(4)
+    centers = random.integers(40, 216, (30, 32))
+    world = np.clip(
+        centers[np.arange(6000) % 30] + random.normal(0, 14, (6000, 32)), 0, 255
+    ).astype(np.uint8)
+    target = np.arange(6000) % 30 == 0
+    members = np.flatnonzero(target)
+    randoms = world[random.permutation(6000)[:500]]
+    found = match(train(world[members[:32]], NOTHING, randoms, estimators=25, prior=False), world)
+    assert found[target].mean() > 0.6
+    assert target[found].mean() > 0.9
 
 
 def near_labels() -> tuple[Codes, Codes, Codes]:

@@ -20,9 +20,10 @@ from conftest import clustered_codes
 DOCUMENT = (
     '{"boxwood_model":1,"learner":"hand","dims":32,"quantizer":"q1",'
     '"estimators":[[[[3,12,80],[7,0,99]],[[1,5,200]]],[[[3,20,90]]]],"threshold":2,'
-    '"score":{"linear":[' + ",".join(["1"] * 32) + '],"square":[' + ",".join(["0"] * 32) + "],"
-    '"constant":5,"votes":1024,"shift":2,"threshold":null},"training":{"positives":12}}'
-)
+    '"score":{"terms":[{"linear":[' + ",".join(["1"] * 32) + '],"square":['
+    + ",".join(["0"] * 32) + '],"constant":5}],"votes":1024,"shift":2,"threshold":null},'
+    '"training":{"positives":12}}'
+)  # fmt: skip
 
 
 def test_properties() -> None:
@@ -39,6 +40,47 @@ def test_properties() -> None:
     assert model.votes(codes).tolist() == [2, 2]
     assert model.scores(codes).tolist() == [(2048 + 5 + 1600) / 4, (2048 + 5 + 1635) / 4]
     assert model.matches(codes).tolist() == [True, True]
+
+
+def flat_term(first: int, constant: int, dims: int = 32) -> dict[str, Any]:
+    return {
+        "linear": [first] + [0] * (dims - 1), "square": [0] * dims, "constant": constant
+    }  # fmt: skip
+
+
+def test_terms_and_fine_codes() -> None:
+    document = json.loads(DOCUMENT)
+    document |= {"estimators": [], "threshold": 0}
+    document["score"] |= {"terms": [flat_term(1, 0), flat_term(-1, 250)], "threshold": 200}
+    best = Model.from_json(json.dumps(document))
+    assert not best.has_fine
+    assert best.fine_quantizer == ""
+    codes = np.zeros((4, 32), np.uint8)
+    codes[:, 0] = [10, 100, 199, 230]
+    assert best.scores(codes).tolist() == [60.0, 37.5, 49.75, 57.5]
+    assert best.matches(codes).tolist() == [True, False, False, True]
+
+    document["fine"] = {
+        "quantizer": "f1", "terms": [flat_term(2, 1, 128)], "shift": 1, "threshold": 100
+    }  # fmt: skip
+    both = Model.from_json(json.dumps(document))
+    assert both.has_fine
+    assert both.fine_quantizer == "f1"
+    fine = np.zeros((4, 128), np.uint8)
+    fine[:, 0] = [49, 50, 51, 52]
+    assert both.scores(codes, fine).tolist() == [49.5, 50.5, 51.5, 52.5]
+    assert both.matches(codes, fine).tolist() == [False, False, False, True]
+    assert both.votes(codes).tolist() == [0, 0, 0, 0]
+    with pytest.raises(InputError, match="fine codes"):
+        both.scores(codes)
+    with pytest.raises(InputError, match="fine codes"):
+        both.matches(codes, fine[:3])
+    with pytest.raises(InputError, match=r"fine codes must have the shape \(rows, 128\)"):
+        both.matches(codes, codes)
+
+    document["score"]["terms"].append(flat_term(1, 0))
+    document["fine"]["terms"].append(flat_term(2, 1, 128))
+    assert Model.from_json(json.dumps(document)) == both, "of equal terms one is kept"
 
 
 def test_equality_and_pickles() -> None:
@@ -83,9 +125,16 @@ def changed(**members: Any) -> str:
         changed(estimators=[[[[0, 0.5, 1]]]]), changed(estimators=[[[[0, 0]]]]),
         changed(estimators=[[[]]] * 1025, threshold=1), changed(estimators=[[[]] * 65_537]),
         changed(estimators="[]"), changed(score={"linear": []}), changed(score=[]),
+        changed(score={"terms": [], "votes": 0, "shift": 0, "threshold": 1}),
+        changed(score={"terms": [{}] * 9, "votes": 0, "shift": 0, "threshold": 1}),
+        changed(fine={}),
+        changed(fine={"terms": [{"linear": [0] * 32, "square": [0] * 32, "constant": 0}],
+                      "shift": 0, "threshold": 1}),
+        changed(fine={"terms": [{"linear": [0] * 128, "square": [2**28 + 1] + [0] * 127,
+                                 "constant": 0}], "shift": 0, "threshold": 1}),
         changed(training=[]), "[" * 100_000, DOCUMENT.replace('"dims":32', '"dims":32,"dims":32'),
     ],
-    ids=range(32),
+    ids=range(37),
 )  # fmt: skip
 def test_bad_documents(document: str) -> None:
     with pytest.raises(InputError) as error:

@@ -19,7 +19,8 @@ from boxwood import errors, native
 from conftest import clustered_codes
 
 UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
-PRINTS = native.Fingerprints("encoder", "head", "quantizer")
+PRINTS = native.Fingerprints("encoder", "head", "quantizer", "fine")
+PLAIN = PRINTS._replace(fine="")
 
 
 def write(
@@ -28,9 +29,16 @@ def write(
     names = []
     for number, (ids, codes) in enumerate(parts):
         names.append(f"{number}.segment")
-        native.write_segment(folder, names[-1], ids, codes, UUID, generation, PRINTS)
+        native.write_segment(
+            folder, names[-1], ids, codes, UUID, generation, PRINTS, fine=fine_codes(ids)
+        )
     native.write_manifest(folder, UUID, generation, names, PRINTS)
     return native.Index(folder)
+
+
+def fine_codes(ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Fine codes (n, 128) that depend on the ids alone."""
+    return ((ids[:, None] * 2654435761 >> np.arange(128) % 24) % 251).astype(np.uint8)
 
 
 def rows(n: int, seed: int = 0) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
@@ -59,10 +67,16 @@ def models(draw: st.DrawFn) -> native.Model:
     }  # fmt: skip
     if draw(st.booleans()):
         small = st.integers(-1000, 1000)
+        terms = [
+            {
+                "linear": draw(st.lists(small, min_size=32, max_size=32)),
+                "square": draw(st.lists(st.integers(-3, 3), min_size=32, max_size=32)),
+                "constant": draw(small),
+            }
+            for _ in range(draw(st.integers(1, 3)))
+        ]
         document["score"] = {
-            "linear": draw(st.lists(small, min_size=32, max_size=32)),
-            "square": draw(st.lists(st.integers(-3, 3), min_size=32, max_size=32)),
-            "constant": draw(small), "votes": draw(st.integers(-(2**21), 2**21)), "shift": 4,
+            "terms": terms, "votes": draw(st.integers(-(2**21), 2**21)), "shift": 4,
             "threshold": draw(st.none() | st.integers(-(10**6), 10**6)),
         }  # fmt: skip
     return native.Model.from_json(json.dumps(document))
@@ -85,8 +99,11 @@ def brute(model: native.Model, codes: NDArray[np.uint8]) -> Any:
     score = document.get("score")
     if score is None:
         return votes, votes.astype(np.int64), match
-    scores = votes.astype(np.int64) * score["votes"] + score["constant"]
-    scores += ((np.array(score["linear"]) + np.array(score["square"]) * x) * x).sum(axis=1)
+    values = [
+        ((np.array(term["linear"]) + np.array(term["square"]) * x) * x).sum(1) + term["constant"]
+        for term in score["terms"]
+    ]
+    scores = votes.astype(np.int64) * score["votes"] + np.max(values, axis=0)
     if score["threshold"] is not None:
         match &= scores >= score["threshold"]
     return votes, scores, match
@@ -117,6 +134,41 @@ def test_rows_are_those_that_were_written(index: native.Index) -> None:
     assert np.array_equal(index.rows(4990, 20)[0], got_ids[4990:5010])
     assert np.array_equal(index.ids(), got_ids)
     assert np.array_equal(index.codes(ids), codes)
+
+
+def test_fine_codes_are_those_that_were_written(index: native.Index, tmp_path: Path) -> None:
+    ids, codes = index.rows()
+    assert np.array_equal(index.fine(ids[::-7]), fine_codes(ids[::-7]))
+    assert index.fine([]).shape == (0, 128)
+    got = np.empty(300, np.int64), np.empty((300, 32), np.uint8), np.empty((300, 128), np.uint8)
+    index.read(4900, *got)
+    for one, expected in zip(got, (ids, codes, fine_codes(ids)), strict=True):
+        assert np.array_equal(one, expected[4900:5200])
+    with pytest.raises(errors.InputError, match="is not in the index"):
+        index.fine([2**62])
+
+    def write(fine: Any, prints: native.Fingerprints) -> None:
+        native.write_segment(tmp_path, "0.segment", ids[:9], codes[:9], UUID, 1, prints, fine=fine)
+
+    for fine, prints, message in (
+        (fine_codes(ids[:8]), PRINTS, "9 ids cannot go with 8 fine codes"),
+        (codes[:9], PRINTS, r"fine codes must have the shape \(rows, 128\)"),
+        (fine_codes(ids[:9]).astype("f4"), PRINTS, "fine codes must be uint8"),
+        (fine_codes(ids[:9]), PLAIN, "together or not at all"),
+        (None, PRINTS, "together or not at all"),
+        (fine_codes(ids[:9]), PRINTS._replace(fine="f" * 32), "longer than 31 bytes"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            write(fine, prints)
+    write(None, PLAIN)
+    with pytest.raises(errors.IndexMismatch, match="fingerprints"):
+        native.write_manifest(tmp_path, UUID, 1, ["0.segment"], PRINTS)
+    native.write_manifest(tmp_path, UUID, 1, ["0.segment"], PLAIN)
+    with native.Index(tmp_path) as without:
+        with pytest.raises(errors.InputError, match="has no fine codes"):
+            without.fine(ids[:1])
+        with pytest.raises(errors.InputError, match="has no fine codes"):
+            without.read(0, *(part[:9] for part in got))
 
 
 def test_lookup(index: native.Index) -> None:
@@ -259,16 +311,33 @@ def test_training_from_codes_equals_training_from_ids(index: native.Index) -> No
     near = index.knn(clustered_codes(1), 60)[0][0]
     right, wrong = np.sort(near[:20]), np.sort(near[40:])
     randoms = index.draw(100, 9, np.concatenate([right, wrong]))
-    by_id, _ = index.train(right, wrong, random_negatives=100, seed=9)
+    by_id, _ = index.train(right, wrong, learner="ensemble", random_negatives=100, seed=9)
+    labels = index.codes(right), index.codes(wrong)
     by_code, _ = native.train_codes(
-        index.codes(right), index.codes(wrong), index.codes(randoms), seed=9, quantizer="quantizer"
+        *labels, index.codes(randoms), learner="ensemble", seed=9, quantizer="quantizer"
     )
     assert by_id.to_json() == by_code.to_json()
 
 
+def test_cover_is_trained_against_all_rows_of_small_segments(index: native.Index) -> None:
+    near = index.knn(clustered_codes(1), 60)[0][0]
+    right, wrong = np.sort(near[:20]), np.sort(near[40:])
+    ids, codes = index.rows()
+    others = codes[~np.isin(ids, np.concatenate([right, wrong]))]
+    labels = index.codes(right), index.codes(wrong)
+    by_id, stats = index.train(right, wrong)
+    by_code, _ = native.train_codes(*labels, others, quantizer="quantizer")
+    assert by_id.to_json() == by_code.to_json()
+    assert stats.random_negatives == len(others)
+    assert stats.rows == index.count(by_id)
+    few, stats = index.train(right, wrong, random_negatives=500)
+    assert 480 <= stats.random_negatives <= 500
+    assert few.to_json() != by_id.to_json()
+
+
 def test_explain(index: native.Index) -> None:
     near = index.knn(clustered_codes(1), 60)[0][0]
-    model, _ = index.train(near[:20])
+    model, _ = index.train(near[:20], learner="ensemble")
     reports, total = index.explain(model)
     assert len(reports) == model.info.boxes
     assert total["rows"] == index.count(model)
@@ -287,17 +356,17 @@ def test_the_same_rows_give_the_same_bytes(tmp_path: Path) -> None:
     for name, order, threads in (("a", slice(None), 1), ("b", slice(None, None, -1), 2)):
         native.write_segment(
             tmp_path, name, np.ascontiguousarray(ids[order]), np.ascontiguousarray(codes[order]),
-            UUID, 1, PRINTS, threads=threads,
+            UUID, 1, PRINTS, threads=threads, fine=fine_codes(ids[order]),
         )  # fmt: skip
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     with pytest.raises(errors.InputError, match="threads"):
-        native.write_segment(tmp_path, "c", ids, codes, UUID, 1, PRINTS, threads=-1)
+        native.write_segment(tmp_path, "c", ids, codes, UUID, 1, PLAIN, threads=-1)
 
 
 def test_progress_and_its_exceptions(tmp_path: Path) -> None:
     ids, codes = rows(200_000)
     parts: list[float] = []
-    native.write_segment(tmp_path, "a", ids, codes, UUID, 1, PRINTS, parts.append)
+    native.write_segment(tmp_path, "a", ids, codes, UUID, 1, PLAIN, parts.append)
     assert parts == sorted(parts)
     assert parts
     assert 0 <= parts[0] <= parts[-1] <= 1
@@ -306,7 +375,7 @@ def test_progress_and_its_exceptions(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        native.write_segment(tmp_path, "b", ids, codes, UUID, 1, PRINTS, stop)
+        native.write_segment(tmp_path, "b", ids, codes, UUID, 1, PLAIN, stop)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
@@ -434,14 +503,14 @@ def test_bad_arguments(tmp_path: Path, index: native.Index) -> None:
     with pytest.raises(errors.InputError, match="rows"):
         index.rows(8990, 20)
     with pytest.raises(errors.InputError):
-        native.write_segment(tmp_path, "a", ids[:9], codes, UUID, 1, PRINTS)
+        native.write_segment(tmp_path, "a", ids[:9], codes, UUID, 1, PLAIN)
     with pytest.raises(errors.InputError):
-        native.write_segment(tmp_path, "../a", ids, codes, UUID, 1, PRINTS)
+        native.write_segment(tmp_path, "../a", ids, codes, UUID, 1, PLAIN)
     double = np.concatenate([ids, ids])
     with pytest.raises(errors.InputError):
-        native.write_segment(tmp_path, "a", double, np.repeat(codes, 2, 0), UUID, 1, PRINTS)
+        native.write_segment(tmp_path, "a", double, np.repeat(codes, 2, 0), UUID, 1, PLAIN)
     with pytest.raises(errors.StorageError):
-        native.write_segment(tmp_path / "nowhere", "a", ids, codes, UUID, 1, PRINTS)
+        native.write_segment(tmp_path / "nowhere", "a", ids, codes, UUID, 1, PLAIN)
     with pytest.raises(errors.InputError, match="31 bytes"):
         native.write_segment(
             tmp_path, "a", ids, codes, UUID, 1, native.Fingerprints(encoder="x" * 32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import re
@@ -49,18 +50,21 @@ def connect(database: str | Path = ":memory:", **options: Any) -> duckdb.DuckDBP
 
 
 def write_index(
-    folder: Path, ids: np.ndarray, codes: np.ndarray, segments: int = 1, generation: int = 1
-) -> str:
+    folder: Path, ids: np.ndarray, codes: np.ndarray, segments: int = 1, generation: int = 1,
+    fine: np.ndarray | None = None,
+) -> str:  # fmt: skip
     """Writes an index of the rows, dealt out to segments. Returns the folder."""
+    prints = PRINTS if fine is None else PRINTS._replace(fine="fine-1")
     folder.mkdir(parents=True, exist_ok=True)
     names = []
     for number, part in enumerate(np.array_split(np.arange(len(ids)), segments)):
         if len(part):
             names.append(f"{generation}-{number}.segment")
             native.write_segment(
-                folder, names[-1], ids[part], codes[part], UUID, generation, PRINTS
-            )
-    native.write_manifest(folder, UUID, generation, names, PRINTS)
+                folder, names[-1], ids[part], codes[part], UUID, generation, prints,
+                fine=None if fine is None else fine[part],
+            )  # fmt: skip
+    native.write_manifest(folder, UUID, generation, names, prints)
     return str(folder)
 
 
@@ -84,9 +88,7 @@ MODEL = json.dumps(
         "estimators": [[[[3, 12, 180], [7, 0, 99]], [[1, 5, 60]]], [[[3, 20, 90]]]],
         "threshold": 1,
         "score": {
-            "linear": [1, -2] + [0] * 30,
-            "square": [0] * 31 + [-1],
-            "constant": -7,
+            "terms": [{"linear": [1, -2] + [0] * 30, "square": [0] * 31 + [-1], "constant": -7}],
             "votes": 100_000,
             "shift": 3,
             "threshold": None,
@@ -133,7 +135,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     )
     phrases = {"a leopard": codes[17], "a lion": codes[18], "a red bus": codes[400]}
     for text, code in phrases.items():
-        con.execute("INSERT INTO boxwood.texts VALUES ('photos', ?, ?)", [text, code.tolist()])
+        con.execute(
+            "INSERT INTO boxwood.texts VALUES ('photos', ?, ?, NULL)", [text, code.tolist()]
+        )
     codes_table(con, ids, codes)
     con.execute(
         "CREATE TABLE photos AS SELECT id, 'image-' || id || '.jpg' AS uri,"
@@ -440,10 +444,16 @@ def random_model(rng: np.random.Generator, codes: np.ndarray) -> dict[str, Any]:
         "threshold": int(rng.integers(0, max(2, len(estimators) // 3 + 1))),
     }
     if rng.random() < 0.7:
+        terms = [
+            {
+                "linear": rng.integers(-(2**30), 2**30, 32).tolist(),
+                "square": rng.integers(-(2**20), 2**20, 32).tolist(),
+                "constant": int(rng.integers(-(2**40), 2**40)),
+            }
+            for _ in range(rng.choice([1, 1, 2, 3]))
+        ]
         score: dict[str, Any] = {
-            "linear": rng.integers(-(2**30), 2**30, 32).tolist(),
-            "square": rng.integers(-(2**20), 2**20, 32).tolist(),
-            "constant": int(rng.integers(-(2**40), 2**40)),
+            "terms": terms,
             "votes": int(rng.integers(0, 2**38)),
             "shift": int(rng.choice([0, 1, 21, 40])),
             "threshold": None,
@@ -471,8 +481,12 @@ def scores_of(model: dict[str, Any], codes: np.ndarray) -> np.ndarray:
     votes, score, x = votes_of(model, codes), model.get("score"), codes.astype(np.int64)
     if score is None:
         return votes
-    linear, square = np.array(score["linear"]), np.array(score["square"])
-    return votes * score["votes"] + score["constant"] + ((linear + square * x) * x).sum(axis=1)
+    values = [
+        term["constant"]
+        + ((np.array(term["linear"]) + np.array(term["square"]) * x) * x).sum(axis=1)
+        for term in score["terms"]
+    ]
+    return votes * score["votes"] + np.max(values, axis=0)
 
 
 @pytest.mark.parametrize("seed", range(14))
@@ -508,11 +522,15 @@ def test_search_equals_where(tmp_path: Path, seed: int) -> None:
         assert [row[1] for row in found] == votes[chosen].tolist()
         unit = 2.0 ** -score.get("shift", 0)
         assert [row[2] for row in found] == (scores[chosen] * unit).tolist()
+        given = con.execute("SELECT boxwood_score(?, code) FROM lists ORDER BY id", [text])
+        assert [row[0] for row in given.fetchall()] == (scores[order] * unit).tolist()
 
         counted = con.execute("FROM boxwood_count(?, model := ?)", [index, text]).fetchall()
         assert len(counted) == 1
-        count, rows, blocks, pruned, contained, planes, scanned, _, milliseconds = counted[0]
-        assert (count, rows) == (len(wanted), n)
+        count, rows, blocks, pruned, outscored, contained, planes, scanned, *rest = counted[0]
+        fine_rows, _, milliseconds = rest
+        assert (count, rows, fine_rows) == (len(wanted), n, 0)
+        assert outscored <= pruned
         settled = pruned + contained + scanned
         assert settled <= blocks <= settled + planes
         assert milliseconds >= 0
@@ -539,6 +557,123 @@ def test_search_equals_where(tmp_path: Path, seed: int) -> None:
         ]
         whole = (None, None, len(boxes), len(wanted), True)
         assert explained == [whole, *singles]
+
+
+def fine_model(rng: np.random.Generator, codes: np.ndarray, fine: np.ndarray) -> dict[str, Any]:
+    """Scores of both codes that fall from a row's, cut so that some rows pass; boxes or none."""
+
+    def terms(rows: np.ndarray) -> list[dict[str, Any]]:
+        made = []
+        for row in rows[rng.integers(0, len(rows), rng.integers(1, 4))].astype(int):
+            weights = rng.integers(0, 60, len(row)) * int(rng.choice([1, 1000]))
+            made.append(
+                {"linear": (2 * weights * row).tolist(), "square": (-weights).tolist(),
+                 "constant": int(-(weights * row * row).sum())}
+            )  # fmt: skip
+        return made
+
+    model = random_model(rng, codes) if rng.random() < 0.5 else {
+        "boxwood_model": 1, "learner": "cover", "dims": 32, "estimators": [], "threshold": 0,
+    }  # fmt: skip
+    model["score"] = {"terms": terms(codes), "votes": int(rng.choice([0, 5000])), "shift": 3,
+                      "threshold": None}  # fmt: skip
+    model["score"]["threshold"] = int(np.quantile(scores_of(model, codes), rng.random()))
+    model["fine"] = {"quantizer": "fine-1", "terms": terms(fine), "shift": 7, "threshold": None}
+    if rng.random() < 0.8:
+        values = native.Model.from_json(json.dumps(model)).evaluate(codes, fine)[1]
+        model["fine"]["threshold"] = int(np.quantile(values, rng.random()))
+    return model
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fine_search_equals_where(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(200 + seed)
+    n = [1, 257, 5000, 3000, 40000, 9000][seed]
+    codes = random_codes(rng, n)
+    fine = np.tile(codes, 4) ^ rng.integers(0, 8, (n, 128)).astype(np.uint8)
+    ids = rng.choice(3 * n, n, replace=False).astype(np.int64)
+    index = write_index(tmp_path / "index", ids, codes, int(rng.integers(1, 4)), fine=fine)
+    con = connect()
+    codes_table(con, ids, codes)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(fine.ravel()), 128)
+    con.register("arrow_fine", pa.table({"id": ids, "fine": column}))
+    con.execute("CREATE TABLE fines AS FROM codes JOIN arrow_fine USING (id) JOIN lists USING (id)")
+    for _ in range(6):
+        text = json.dumps(fine_model(rng, codes, fine))
+        where = con.execute("SELECT boxwood_sql(?)", [text]).fetchall()[0][0]
+        wanted = con.execute(
+            "SELECT id, boxwood_votes(?, code), boxwood_score(?, code, fine) FROM fines "
+            f"WHERE {where} ORDER BY id", [text, text],
+        ).fetchall()  # fmt: skip
+        found = con.execute(
+            "SELECT id, votes, score FROM boxwood_search(?, model := ?) ORDER BY id", [index, text]
+        ).fetchall()
+        assert found == wanted
+        votes_alone = con.execute(
+            "SELECT id, votes FROM boxwood_search(?, model := ?) ORDER BY id", [index, text]
+        ).fetchall()
+        assert votes_alone == [row[:2] for row in wanted]
+        count, fine_rows, pruned, outscored = con.execute(
+            "SELECT count, fine_rows, blocks_pruned, blocks_outscored "
+            "FROM boxwood_count(?, model := ?)", [index, text],
+        ).fetchall()[0]  # fmt: skip
+        assert count == len(wanted)
+        assert count <= fine_rows <= n or json.loads(text)["fine"]["threshold"] is None
+        assert outscored <= pruned
+        rows, explained, complete = con.execute(
+            "SELECT rows, fine_rows, complete FROM boxwood_explain(?, model := ?) "
+            "WHERE estimator IS NULL", [index, text],
+        ).fetchall()[0]  # fmt: skip
+        assert (rows, explained, complete) == (count, fine_rows, True)
+
+        code = codes[int(rng.integers(n))].tolist()
+        listed = ids[: n // 2].tolist()
+        near = con.execute(
+            "SELECT id, distance FROM boxwood_knn(?, q := ?, k := 20, within := ?, ids := ?)",
+            [index, code, text, listed],
+        ).fetchall()
+        truth = con.execute(
+            "SELECT id, boxwood_distance(code, ?::UTINYINT[]) AS distance FROM fines "
+            f"WHERE id IN (SELECT unnest(?)) AND {where} ORDER BY distance, id LIMIT 20",
+            [code, listed],
+        ).fetchall()
+        assert near == truth
+        everywhere = con.execute(
+            "SELECT count(*) FROM boxwood_knn(?, q := ?, k := 10000, within := ?)",
+            [index, code, text],
+        ).fetchall()
+        assert everywhere == [(min(10_000, count),)]
+
+
+def test_a_fine_score_needs_its_fine_codes(tmp_path: Path, store: Store) -> None:
+    rng = np.random.default_rng(9)
+    codes = random_codes(rng, 300)
+    fine = np.tile(codes, 4)
+    model = fine_model(rng, codes, fine)
+    text = json.dumps(model)
+    con = connect()
+    with pytest.raises(duckdb.Error, match="fine score, but the index holds no fine codes"):
+        con.execute("FROM boxwood_search(?, model := ?)", [store.index, text])
+    other = json.dumps({**model, "quantizer": "", "fine": {**model["fine"], "quantizer": "fine-2"}})
+    index = write_index(tmp_path / "index", np.arange(300), codes, fine=fine)
+    for statement in ("FROM boxwood_search(?, model := ?)", "FROM boxwood_count(?, model := ?)",
+                      "FROM boxwood_explain(?, model := ?)"):  # fmt: skip
+        with pytest.raises(duckdb.Error, match=r'fine codes of "fine-2".*fine codes of "fine-1"'):
+            con.execute(statement, [index, other]).fetchall()
+    code = "list_resize([1::UTINYINT], 32, 1)"
+    for arguments, message in (
+        (f"?, {code}", "fine codes, 128 bytes each"),
+        (f"?, {code}, {code}", "a list has 32 values: a fine code has 128"),
+        (f"?, {code}, list_resize([1::UTINYINT], 128, NULL)", "a fine code has a NULL at place 2"),
+    ):
+        with pytest.raises(duckdb.Error, match=message):
+            con.execute(f"SELECT boxwood_score({arguments})", [text]).fetchall()
+    second = "list_resize([1::UTINYINT], 128, 1)"
+    row = con.execute(
+        f"SELECT boxwood_score(NULL, {code}), boxwood_score(?, NULL, {second}), "
+        f"boxwood_score(?, {code}, NULL), boxwood_votes(?, {code}) IS NULL", [text, text, text],
+    ).fetchall()  # fmt: skip
+    assert row == [(None, None, None, False)]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -731,31 +866,137 @@ def test_threads_share_one_database(large: Large) -> None:
 # --- training -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("learner", ["branch", "ensemble"])
-def test_refine_is_train_and_search(large: Large, learner: str) -> None:
+REFINEMENTS = {
+    "cover": "learner := 'cover', random_negatives := 900",
+    "boxes": "boxes := 6",
+    "query": "query := $q",
+    "nearest": "guard := true, negative_weight := 4",
+    "no guard": "guard := false",
+    "branch": "learner := 'branch', random_negatives := 300, negative_weight := 2.5, seed := 11",
+    "ensemble": "learner := 'ensemble', estimators := 9, random_negatives := 300, seed := 11",
+    "paper": "learner := 'ensemble', prior := false, random_negatives := 300, seed := 11",
+}
+
+
+@pytest.mark.parametrize("options", REFINEMENTS.values(), ids=REFINEMENTS)
+def test_refine_is_train_and_search_and_where(large: Large, options: str) -> None:
     con = connect()
     near = con.execute(
         "SELECT list(id) FROM boxwood_knn(?, like := 20, k := 12)", [large.index]
     ).fetchall()[0][0]
-    arguments = {
-        "ix": large.index, "p": near[:8], "n": [100, 102, 104], "l": learner, "s": 11, "w": 2.5,
-    }  # fmt: skip
-    options = (
-        "positives := $p, negatives := $n, learner := $l, estimators := 9,"
-        " random_negatives := 300, negative_weight := $w, seed := $s"
-    )
-    model, counts = con.execute(
-        "SELECT model, (learner, positives, negatives, random_negatives)"
-        f" FROM boxwood_train($ix, {options})", arguments,
-    ).fetchall()[0]  # fmt: skip
-    assert tuple(counts.values() if isinstance(counts, dict) else counts) == (learner, 8, 3, 300)
-    assert json.loads(model)["learner"] == learner
+    arguments: dict[str, Any] = {"ix": large.index, "p": near[:8], "n": [100, 102, 104]}
+    if "$q" in options:
+        arguments["q"] = large.codes[0].tolist()
+    options = f"positives := $p, negatives := $n, {options}"
+    (row,) = con.execute(f"FROM boxwood_train($ix, {options})", arguments).fetchall()
+    trained = dict(zip([column[0] for column in con.description], row, strict=True))
+    model = trained["model"]
+    assert json.loads(model)["learner"] == trained["learner"]
+    assert (trained["positives"], trained["negatives"]) == (8, 3)
+    assert trained["fallback"] == (trained["learner"] == "nearest")
+    assert_an_estimate(trained)
+
     found = con.execute(f"FROM boxwood_refine($ix, {options}) ORDER BY id", arguments).fetchall()
     searched = con.execute(
         "FROM boxwood_search(?, model := ?) ORDER BY id", [large.index, model]
     ).fetchall()
-    assert found == searched
-    assert {row[0] for row in found} >= set(near[:8])
+    assert [row[:3] for row in found] == searched
+    assert {row[3] for row in found} <= {trained["learner"]}
+    codes_table(con, large.ids, large.codes)
+    (where,) = con.execute("SELECT boxwood_sql(?)", [model]).fetchall()[0]
+    wanted = con.execute(f"SELECT id FROM codes WHERE {where} ORDER BY id").fetchall()
+    assert [row[:1] for row in found] == wanted
+    assert {row[0] for row in found} & set(near[:8])
+
+
+def assert_an_estimate(row: dict[str, Any]) -> None:
+    """Of boxwood_train: shares in order, or nothing."""
+    assert row["estimated_rows"] is None or row["estimated_rows"] >= 0
+    for name in ("precision", "recall"):
+        low, value, high = (row[f"{name}{end}"] for end in ("_low", "", "_high"))
+        assert value is None or 0 <= value <= 1
+        assert (low is None) == (high is None)
+        if low is not None:
+            assert 0 <= low <= value <= high <= 1
+    assert row["note"] is None or row["note"]
+    assert row["milliseconds"] >= 0
+
+
+def test_refine_with_fine_codes_and_two_kinds(tmp_path: Path) -> None:
+    """The same with rerank, and with positives of two kinds, against the column `fine`."""
+    rng = np.random.default_rng(5)
+    ids = np.arange(3000, dtype=np.int64)
+    kind = rng.integers(0, 60, len(ids))
+
+    def rows(dims: int) -> np.ndarray:
+        centres, apart = rng.normal(127, 12, (60, dims)), rng.normal(0, 15, dims)
+        centres[3], centres[7] = 127 + apart, 127 - apart  # all others lie between these two
+        return np.clip(rng.normal(centres[kind], 12), 0, 255).astype(np.uint8)
+
+    codes, fine = rows(32), rows(128)
+    index = write_index(tmp_path / "index", ids, codes, segments=2, fine=fine)
+    con = connect()
+    codes_table(con, ids, codes)
+    con.register("arrow_fine", pa.table({"id": ids, "fine": pa.array(fine.tolist())}))
+    con.execute(
+        "CREATE OR REPLACE TABLE codes AS SELECT c.*, f.fine::UTINYINT[128] AS fine"
+        " FROM codes c JOIN arrow_fine f USING (id)"
+    )
+    both = [*np.flatnonzero(kind == 3)[:9].tolist(), *np.flatnonzero(kind == 7)[:9].tolist()]
+    one = np.flatnonzero(kind == 3)[:10].tolist()
+    wrong = np.flatnonzero(kind == 5)[:4].tolist()
+    terms = {}
+    for positives, rerank in itertools.product((one, both), (False, True)):
+        arguments = {"ix": index, "p": positives, "n": wrong, "r": rerank}
+        options = "positives := $p, negatives := $n, rerank := $r, guard := false"
+        model, number = con.execute(
+            f"SELECT model, terms FROM boxwood_train($ix, {options})", arguments
+        ).fetchall()[0]
+        terms[len(positives), rerank] = number
+        assert ("fine" in json.loads(model)) == rerank
+        found = con.execute(
+            f"SELECT id, votes, score FROM boxwood_refine($ix, {options}) ORDER BY id", arguments
+        ).fetchall()
+        searched = con.execute(
+            "FROM boxwood_search($ix, model := $m) ORDER BY id", {"ix": index, "m": model}
+        ).fetchall()
+        assert found == searched
+        (where,) = con.execute("SELECT boxwood_sql(?)", [model]).fetchall()[0]
+        assert ("fine[" in where) == rerank
+        wanted = con.execute(f"SELECT id FROM codes WHERE {where} ORDER BY id").fetchall()
+        assert [row[:1] for row in found] == wanted
+        assert {row[0] for row in found} & set(positives)
+        scores = con.execute(
+            f"SELECT boxwood_score(?, [{', '.join(COLUMNS)}], fine::UTINYINT[]) FROM codes"
+            f" WHERE {where} ORDER BY id", [model],
+        ).fetchall()  # fmt: skip
+        assert [row[0] for row in scores] == [row[2] for row in found]
+    assert terms == {(10, False): 1, (10, True): 1, (18, False): 2, (18, True): 2}
+
+    # words alone know no fine code but the one that is given with them
+    options = "query := $q, negatives := $n, rerank := true"
+    arguments = {"ix": index, "q": codes[one[0]].tolist(), "n": wrong}
+    with pytest.raises(duckdb.Error, match="query_fine"):
+        con.execute(f"FROM boxwood_refine($ix, {options})", arguments)
+    arguments["f"] = fine[one[0]].tolist()
+    found = con.execute(f"FROM boxwood_refine($ix, {options}, query_fine := $f)", arguments)
+    assert len({row[0] for row in found.fetchall()} & set(np.flatnonzero(kind == 3).tolist())) > 9
+    con.close()
+
+
+def test_columns_of_a_refinement_by_themselves(large: Large) -> None:
+    con = connect()
+    source = "boxwood_refine($ix, positives := [20, 22], learner := 'ensemble', seed := 3)"
+    arguments = {"ix": large.index}
+    rows = con.execute(f"FROM {source} ORDER BY id", arguments).fetchall()
+    assert len(rows) > 10
+    for place, name in enumerate(("id", "votes", "score", "learner")):
+        part = con.execute(f"SELECT {name} FROM {source} ORDER BY {name}", arguments).fetchall()
+        assert [row[0] for row in part] == sorted(row[place] for row in rows)
+    (count,) = con.execute(f"SELECT count(*) FROM {source}", arguments).fetchall()[0]
+    assert count == len(rows)
+    mixed = con.execute(f"SELECT learner, id, learner FROM {source} ORDER BY id", arguments)
+    assert mixed.fetchall() == [("ensemble", row[0], "ensemble") for row in rows]
 
 
 def test_planning_does_not_train(store: Store) -> None:
@@ -1025,7 +1266,9 @@ def test_examples_of_the_docs(tmp_path: Path) -> None:
         "CREATE TABLE photos AS SELECT id, 'x' || id AS uri, DATE '2024-01-01' + id::INTEGER AS"
         " taken FROM codes; CREATE TABLE likes AS SELECT 17 AS id, 'me' AS who"
     )
-    con.execute("INSERT INTO boxwood.texts SELECT 'photos', 'a leopard', code FROM lists LIMIT 1")
+    con.execute(
+        "INSERT INTO boxwood.texts SELECT 'photos', 'a leopard', code, NULL FROM lists LIMIT 1"
+    )
     con.execute(MACROS)
     con.execute(SHELL)
     con.execute(f"SET VARIABLE boxwood_index = MAP {{'photos': '{index}'}}")

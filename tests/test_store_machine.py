@@ -51,17 +51,22 @@ def models(draw: st.DrawFn, codes: NDArray[np.uint8] | None = None) -> Model:
         "threshold": draw(st.integers(0, len(estimators))),
     }  # fmt: skip
     if draw(st.booleans()):
+        terms = [
+            {"linear": rng.integers(-500, 500, 32).tolist(),
+             "square": rng.integers(-2, 3, 32).tolist(),
+             "constant": int(rng.integers(-1000, 1000))}
+            for _ in range(draw(st.integers(1, 3)))
+        ]  # fmt: skip
         document["score"] = {
-            "linear": rng.integers(-500, 500, 32).tolist(),
-            "square": rng.integers(-2, 3, 32).tolist(),
-            "constant": int(rng.integers(-1000, 1000)), "votes": int(rng.integers(0, 10**5)),
+            "terms": terms, "votes": int(rng.integers(0, 10**5)),
             "shift": 3, "threshold": draw(st.none() | st.integers(-(10**6), 10**6)),
         }  # fmt: skip
     return Model.from_json(json.dumps(document))
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Rules change or damage the store; invariants compare it with `rows`, id -> code."""
+    """Rules change or damage the store; invariants compare it with `rows`, id -> code and, behind
+    it, the fine code in machines that keep such."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -71,10 +76,11 @@ class StoreMachine(RuleBasedStateMachine):
         self.kept: dict[int, NDArray[np.uint8]] | None = None  # rows of the database that is kept
         self.next_id = 0
 
-    @initialize()
-    def create(self) -> None:
+    @initialize(fine=st.booleans(), told=st.booleans())
+    def create(self, fine: bool, told: bool) -> None:
+        self.with_fine = fine
         self.con = boxwood.connect(self.database)
-        self.photos = Collection.create(self.con, "photos")
+        self.photos = Collection.create(self.con, "photos", fine=fine if told else None)
 
     def teardown(self) -> None:
         self.con.close()
@@ -82,8 +88,20 @@ class StoreMachine(RuleBasedStateMachine):
 
     def numpy(self) -> tuple[Ids, NDArray[np.uint8]]:
         ids = np.array(sorted(self.rows), np.int64)
-        codes = np.array([self.rows[i] for i in ids.tolist()], np.uint8).reshape(-1, 32)
-        return ids, codes
+        return ids, self.values(ids)[:, :32]
+
+    def values(self, ids: Ids) -> NDArray[np.uint8]:
+        """Codes and fine codes behind them, (n, 160); or codes alone."""
+        width = 160 if self.with_fine else 32
+        return np.array([self.rows[i] for i in ids.tolist()], np.uint8).reshape(-1, width)
+
+    def made(self, n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+        fine = np.random.default_rng(seed).integers(0, 256, (n, 128), np.uint8)
+        return clustered_codes(n, seed), fine if self.with_fine else None
+
+    def remember(self, ids: Ids, codes: NDArray[np.uint8], fine: NDArray[np.uint8] | None) -> None:
+        values = codes if fine is None else np.concatenate([codes, fine], axis=1)
+        self.rows.update(zip(ids.tolist(), values, strict=True))
 
     def open(self, **options: Any) -> None:
         self.photos = Collection.open(self.con, "photos", **options)
@@ -93,17 +111,24 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(n=st.integers(1, 700), seed=st.integers(0, 2**32), gap=st.integers(0, 50))
     def append(self, n: int, seed: int, gap: int) -> None:
         ids = self.next_id + gap + np.random.default_rng(seed).permutation(n)
-        codes = clustered_codes(n, seed)
-        assert self.photos.append(ids, codes=codes) == n
-        self.rows.update(zip(ids.tolist(), codes, strict=True))
+        codes, fine = self.made(n, seed)
+        assert self.photos.append(ids, codes=codes, fine=fine) == n
+        self.remember(ids, codes, fine)
         self.next_id += gap + n
 
     @rule(n=st.integers(1, 700), seed=st.integers(0, 2**32), good=st.booleans())
     def load(self, n: int, seed: int, good: bool) -> None:
-        """A file's rows come all or, where the last id is taken, none."""
+        """A file's rows come all or, where the last id is taken, none; and none where all rows
+        have fine codes, which such a file has not."""
         ids, codes = self.next_id + np.arange(n), clustered_codes(n, seed)
         if not good and self.rows:
             ids[-1] = max(self.rows)
+        if self.with_fine:
+            if self.rows:
+                np.save(self.folder / "rows.npy", codes)
+                with pytest.raises(boxwood.InputError, match="fine codes"):
+                    self.photos.add_npy(self.folder / "rows.npy", ids=ids)
+            return
         np.save(self.folder / "rows.npy", codes)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(boxwood.collection, "_batch_rows", lambda width: 100)
@@ -119,8 +144,16 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def append_what_is_there(self, data: st.DataObject) -> None:
         known = data.draw(st.sampled_from(sorted(self.rows)))
+        codes, fine = self.made(2, 0)
         with pytest.raises(boxwood.InputError, match="already"):
-            self.photos.append([self.next_id + 1000, known], codes=clustered_codes(2))
+            self.photos.append([self.next_id + 1000, known], codes=codes, fine=fine)
+
+    @precondition(lambda self: self.rows)
+    @rule()
+    def append_the_other_kind(self) -> None:
+        fine = None if self.with_fine else np.zeros((1, 128), np.uint8)
+        with pytest.raises(boxwood.InputError, match="or none"):
+            self.photos.append([self.next_id], codes=clustered_codes(1), fine=fine)
 
     @rule()
     def compact(self) -> None:
@@ -236,6 +269,20 @@ class StoreMachine(RuleBasedStateMachine):
         assert np.array_equal(ids[order], expected_ids)
         assert np.array_equal(codes[order], expected_codes)
 
+    @invariant()
+    def keeps_fine_codes_everywhere_or_nowhere(self) -> None:
+        columns = [row[0] for row in self.con.execute("DESCRIBE boxwood.photos_codes").fetchall()]
+        index = native.Index(self.photos.index_path)
+        expected = self.with_fine and bool(self.rows)
+        assert ("fine" in columns[-1:]) == expected == bool(index.info.fingerprints.fine)
+        if expected:
+            ids, _ = self.numpy()
+            fine = self.values(ids)[:, 32:]
+            assert np.array_equal(index.fine(ids), fine)
+            query = "SELECT fine FROM boxwood.photos_codes ORDER BY id"
+            stored = self.con.sql(query).to_arrow_table()["fine"].combine_chunks()
+            assert np.array_equal(stored.flatten().to_numpy().reshape(-1, 128), fine)
+
     @rule()
     def verifies(self) -> None:
         self.photos.verify()
@@ -269,7 +316,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [i for (i,) in self.con.execute(where).fetchall()] == ids[match].tolist()
 
     @precondition(lambda self: len(self.rows) > 10)
-    @rule(data=st.data(), learner=st.sampled_from(["branch", "ensemble"]))
+    @rule(data=st.data(), learner=st.sampled_from(["cover", "branch", "ensemble"]))
     def refine(self, data: st.DataObject, learner: Any) -> None:
         ids, codes = self.numpy()
         some = data.draw(

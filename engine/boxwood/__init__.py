@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxwood.collection import AddReport, Collection, Refined
+    from boxwood.collection import AddReport, Collection, Estimate, Refined
     from boxwood.connection import connect, load
     from boxwood.encode import Encoder, Head, Quantizer
     from boxwood.encode.vocabulary import TINY
@@ -43,6 +43,7 @@ __all__ = [
     "DatabaseLocked",
     "Encoder",
     "Error",
+    "Estimate",
     "Head",
     "IndexCorrupt",
     "IndexMismatch",
@@ -64,7 +65,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "collection": ("AddReport", "Collection", "Refined"),
+    "collection": ("AddReport", "Collection", "Estimate", "Refined"),
     "connection": ("connect", "load"),
     "encode": ("Encoder", "Head", "Quantizer"),
     "encode.vocabulary": ("TINY",),

@@ -7,6 +7,7 @@ index", says what each table is for.
 from __future__ import annotations
 
 import atexit
+import hashlib
 import io
 import json
 import os
@@ -19,26 +20,30 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from boxwood import native
-from boxwood.encode import Encoder, Head, Quantizer
+from boxwood.encode import Encoder, Head, Quantizer, map_images, map_texts
 from boxwood.errors import IndexMismatch, InputError, MissingDependency, ReadOnly
 
 Codes = NDArray[np.uint8]
 
 COLUMNS = [f"d{dim:02}" for dim in range(native.DIMS)]
+FINE = "fine"
+"""The codes table's column of fine codes, in collections that have them."""
 GIVEN = "codes"
-"""In place of a quantizer's fingerprint, in collections whose codes came ready-made."""
+"""In place of a quantizer's fingerprint, in collections whose codes came ready-made; and in place
+of that of fine codes."""
 
 _FIELDS = (
     "name, uuid, generation, table_name, id_column, owns_table, encoder, encoder_fingerprint, "
-    "head_fingerprint, quantizer_fingerprint, quantizer_offset, quantizer_scale, folder"
+    "head_fingerprint, quantizer_fingerprint, quantizer_offset, quantizer_scale, folder, fine, "
+    "fine_fingerprint, fine_head_fingerprint, fine_quantizer_offset, fine_quantizer_scale"
 )
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -150,6 +155,49 @@ def temporary_folder() -> str:
 # --- collections ----------------------------------------------------------------------------------
 
 
+class Rows(NamedTuple):
+    """Images as the codes table and the index hold them."""
+
+    ids: native.Ids
+    codes: Codes
+    """(n, 32)"""
+    fine: Codes | None
+    """(n, 128); None in collections without fine codes."""
+
+
+class Coding(NamedTuple):
+    """How embeddings become codes, and fine codes where the last two are not None."""
+
+    head: Head
+    quantizer: Quantizer
+    fine_head: Head | None = None
+    fine_quantizer: Quantizer | None = None
+
+    @property
+    def fine_fingerprint(self) -> str:
+        if self.fine_head is None or self.fine_quantizer is None:
+            return ""
+        both = f"{self.fine_head.fingerprint} {self.fine_quantizer.fingerprint}"
+        return hashlib.sha256(both.encode()).hexdigest()[:16]
+
+    def images(self, embeddings: ArrayLike) -> tuple[Codes, Codes | None]:
+        """Codes (n, 32) and fine codes (n, 128) of image embeddings (n, width)."""
+        return self._encode(map_images(self._heads(), embeddings))
+
+    def texts(self, embeddings: ArrayLike) -> tuple[Codes, Codes | None]:
+        """The same of text embeddings."""
+        return self._encode(map_texts(self._heads(), embeddings))
+
+    def _heads(self) -> list[Head]:
+        return [self.head] if self.fine_head is None else [self.head, self.fine_head]
+
+    def _encode(self, mapped: list[NDArray[np.float32]]) -> tuple[Codes, Codes | None]:
+        codes = self.quantizer.encode(mapped[0])
+        if self.fine_quantizer is None:
+            return codes, None
+        return codes, self.fine_quantizer.encode(mapped[1])
+
+
 @dataclass(frozen=True)
 class Record:
     """A row of boxwood.collections."""
@@ -167,6 +215,13 @@ class Record:
     offset: float | None
     scale: float | None
     folder: str | None
+    fine_wanted: bool | None = None
+    """What `create` was told; None: fine codes where embeddings are at hand."""
+    fine: str = ""
+    """The fingerprint of the fine codes; empty: there are none, or none yet."""
+    fine_head: str = ""
+    fine_offset: float | None = None
+    fine_scale: float | None = None
 
     @property
     def codes(self) -> str:
@@ -175,7 +230,7 @@ class Record:
 
     @property
     def fingerprints(self) -> native.Fingerprints:
-        return native.Fingerprints(self.encoder_fingerprint, self.head, self.quantizer)
+        return native.Fingerprints(self.encoder_fingerprint, self.head, self.quantizer, self.fine)
 
     def index_path(self, where: Database) -> Path:
         """The index folder."""
@@ -275,13 +330,20 @@ def insert(
         blob = None if texts is None else json.dumps(texts).encode()
     cur.execute(
         f"INSERT INTO boxwood.collections ({_FIELDS}, texts, created) "
-        f"VALUES ({', '.join('?' * 14)}, current_localtimestamp())",
+        f"VALUES ({', '.join('?' * 19)}, current_localtimestamp())",
         [new.name, str(new.uuid), new.generation, new.table, new.id_column, new.owns_table,
          new.encoder, new.encoder_fingerprint, new.head, new.quantizer, new.offset, new.scale,
-         new.folder, blob],
+         new.folder, new.fine_wanted, new.fine, new.fine_head, new.fine_offset, new.fine_scale,
+         blob],
     )  # fmt: skip
+    _create_codes(cur, new)
+
+
+def _create_codes(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
     columns = ", ".join(f"{column} UTINYINT NOT NULL" for column in COLUMNS)
-    cur.execute(f"CREATE TABLE {new.codes} (id BIGINT PRIMARY KEY, {columns})")
+    if of.fine:
+        columns += f", {FINE} UTINYINT[{native.FINE_DIMS}] NOT NULL"
+    cur.execute(f"CREATE TABLE {of.codes} (id BIGINT PRIMARY KEY, {columns})")
 
 
 def given_texts(
@@ -299,29 +361,36 @@ def given_texts(
 
 
 def set_coding(
-    cur: duckdb.DuckDBPyConnection,
-    old: Record,
-    encoder_fingerprint: str,
-    head: Head | None,
-    quantizer: Quantizer | None,
+    cur: duckdb.DuckDBPyConnection, old: Record, coding: Coding | None, fine: bool = False
 ) -> Record:
-    """Record how the collection's codes are made; within the caller's transaction."""
-    if head is not None:
+    """Record how the codes of a collection that has none yet are made; within the caller's
+    transaction. Without `coding` they come ready-made, and so do fine codes if `fine`."""
+    if coding is None:
+        new = replace(old, head="", quantizer=GIVEN, fine=GIVEN if fine else "")
+    else:
+        head, quantizer, fine_head, fine_quantizer = coding
         store_head(cur, head)
-    new = replace(
-        old,
-        encoder_fingerprint=encoder_fingerprint,
-        head="" if head is None else head.fingerprint,
-        quantizer=GIVEN if quantizer is None else quantizer.fingerprint,
-        offset=None if quantizer is None else quantizer.offset,
-        scale=None if quantizer is None else quantizer.scale,
-    )
+        new = replace(
+            old, head=head.fingerprint, quantizer=quantizer.fingerprint,
+            offset=quantizer.offset, scale=quantizer.scale, fine=coding.fine_fingerprint,
+        )  # fmt: skip
+        if fine_head is not None and fine_quantizer is not None:
+            store_head(cur, fine_head)
+            new = replace(
+                new, fine_head=fine_head.fingerprint, fine_offset=fine_quantizer.offset,
+                fine_scale=fine_quantizer.scale,
+            )  # fmt: skip
     cur.execute(
-        "UPDATE boxwood.collections SET encoder_fingerprint = ?, head_fingerprint = ?, "
-        "quantizer_fingerprint = ?, quantizer_offset = ?, quantizer_scale = ?, texts = NULL "
-        "WHERE name = ?",
-        [new.encoder_fingerprint, new.head, new.quantizer, new.offset, new.scale, new.name],
-    )
+        "UPDATE boxwood.collections SET head_fingerprint = ?, quantizer_fingerprint = ?, "
+        "quantizer_offset = ?, quantizer_scale = ?, fine_fingerprint = ?, "
+        "fine_head_fingerprint = ?, fine_quantizer_offset = ?, fine_quantizer_scale = ?, "
+        "texts = NULL WHERE name = ?",
+        [new.head, new.quantizer, new.offset, new.scale, new.fine, new.fine_head, new.fine_offset,
+         new.fine_scale, new.name],
+    )  # fmt: skip
+    if new.fine:  # a column that no row may lack cannot be added to a table
+        cur.execute(f"DROP TABLE {new.codes}")
+        _create_codes(cur, new)
     return new
 
 
@@ -354,10 +423,18 @@ def load_head(cur: duckdb.DuckDBPyConnection, fingerprint: str) -> Head | None:
     return Head.from_bytes(row[0])
 
 
-def load_quantizer(of: Record) -> Quantizer | None:
-    if of.offset is None or of.scale is None:
+def load_coding(cur: duckdb.DuckDBPyConnection, of: Record) -> Coding | None:
+    """None before the first embeddings, and for ready codes."""
+    head = load_head(cur, of.head)
+    if head is None or of.offset is None or of.scale is None:
         return None
-    return Quantizer(of.offset, of.scale)
+    coding = Coding(head, Quantizer(of.offset, of.scale))
+    if of.fine_offset is None or of.fine_scale is None:
+        return coding
+    return coding._replace(
+        fine_head=load_head(cur, of.fine_head),
+        fine_quantizer=Quantizer(of.fine_offset, of.fine_scale),
+    )
 
 
 _encoders: dict[str, Encoder] = {}
@@ -388,53 +465,73 @@ def keep_encoder(encoder: Encoder) -> None:
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def stored_text(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> Codes | None:
-    row = one(cur, "SELECT code FROM boxwood.texts WHERE collection = ? AND text = ?", [name, text])
-    return None if row is None else np.array(row[0], np.uint8)
+def stored_text(
+    cur: duckdb.DuckDBPyConnection, name: str, text: str
+) -> tuple[Codes, Codes | None] | None:
+    row = one(
+        cur, "SELECT code, fine FROM boxwood.texts WHERE collection = ? AND text = ?", [name, text]
+    )
+    if row is None:
+        return None
+    return np.array(row[0], np.uint8), None if row[1] is None else np.array(row[1], np.uint8)
 
 
-def store_texts(cur: duckdb.DuckDBPyConnection, name: str, texts: list[str], codes: Codes) -> None:
+def store_texts(
+    cur: duckdb.DuckDBPyConnection,
+    name: str,
+    texts: list[str],
+    codes: Codes,
+    fine: Codes | None,
+) -> None:
+    bytes_ = pa.list_(pa.uint8())
     rows = pa.table(
         {
             "text": pa.array(texts, pa.string()),
-            "code": pa.array(codes.tolist(), pa.list_(pa.uint8())),
+            "code": pa.array(codes.tolist(), bytes_),
+            "fine": pa.nulls(len(texts), bytes_)
+            if fine is None
+            else pa.array(fine.tolist(), bytes_),
         }
     )
     with registered(cur, "boxwood_new_texts", rows):
         cur.execute(
-            "INSERT OR IGNORE INTO boxwood.texts SELECT ?, text, code FROM boxwood_new_texts",
+            "INSERT OR IGNORE INTO boxwood.texts SELECT ?, text, code, fine FROM boxwood_new_texts",
             [name],
         )
 
 
 def text_code(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> Codes:
-    """The code of a text, shape (32,): from boxwood.texts where it is known, else by the
-    collection's encoder, and then kept there when the database can be written."""
+    """The code of a text, shape (32,), as `text_codes` finds it."""
+    return text_codes(cur, name, text)[0]
+
+
+def text_codes(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> tuple[Codes, Codes | None]:
+    """The code of a text, shape (32,), and its fine code (128,) where the collection has such: from
+    boxwood.texts where it is known, else by the collection's encoder, and then kept there when the
+    database can be written."""
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"the text to search for must not be empty, but is {text!r}")
     of = record(cur, name)
     known = stored_text(cur, name, text)
     if known is not None:
         return known
-    quantizer = load_quantizer(of)
+    coding = load_coding(cur, of)
     if of.encoder is None:
         raise InputError(
             f"the collection {name!r} has no encoder, so it cannot be searched by words: create it "
             "with encoder=..., or search by embedding, by code or by example"
         )
-    if quantizer is None:
+    if coding is None:
         raise InputError(
             f"the collection {name!r} holds no embeddings yet, so there is no head that words "
             "could be put through: add images first"
         )
     encoder = open_encoder(of.encoder, of.encoder_fingerprint)
-    head = load_head(cur, of.head)
-    assert head is not None
-    code: Codes = quantizer.encode(head.texts(encoder.texts([text])))[0]
+    codes, fine = coding.texts(encoder.texts([text]))
     if not database(cur).read_only:
         with suppress(duckdb.TransactionException):  # somebody else stores it at this moment
-            store_texts(cur, name, [text], code[None])
-    return code
+            store_texts(cur, name, [text], codes, fine)
+    return codes[0], None if fine is None else fine[0]
 
 
 def row_count(cur: duckdb.DuckDBPyConnection, of: Record) -> int:

@@ -16,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from boxwood.collection import Collection
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
-LEARNERS = ("branch", "ensemble", "tree", "forest")
+LEARNERS = ("cover", "branch", "ensemble", "tree", "forest")
 
 _EXAMPLES = {
     "": """\
@@ -60,7 +61,9 @@ _EXAMPLES = {
 """,
     "refine": """\
   boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8
-  boxwood refine photos.duckdb photos --positives 17,42 --learner branch --limit 20 --sql
+  boxwood refine photos.duckdb photos --positives 17,42 --rerank --limit 20 --sql
+  boxwood refine photos.duckdb photos --text "a leopard" --negatives 5,8
+  boxwood refine photos.duckdb photos --positives 17,42 --learner ensemble --paper
   boxwood refine photos.duckdb photos --positives @right.txt --negatives @wrong.txt --json
   boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8 --save-model m.json
 """,
@@ -232,9 +235,10 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--npy", type=Path, metavar="FILE",
                         help="a .npy file of embeddings, one a row")
     source.add_argument("--parquet", type=Path, metavar="FILE",
-                        help="a Parquet file with ids and embeddings")
+                        help="a Parquet file with ids and embeddings, or with codes in columns "
+                        "d00 .. d31 (and fine)")
     source.add_argument("--table", metavar="TABLE",
-                        help="a table of this database with ids and embeddings")
+                        help="a table of this database with such columns")
     embeddings(sub)
     sub.add_argument("--encoder", metavar="MODEL/TAG",
                      help="an open_clip model and its pretrained tag "
@@ -242,6 +246,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--texts", type=Path, metavar="FILE",
                      help="phrases, one a line, to fit the head with "
                      "(default: the packaged vocabulary)")
+    sub.add_argument("--no-fine", action="store_true",
+                     help="keep no fine codes: 128 bytes an image less, in the database and in the "
+                     "index, and no second look at what a search finds")
     sub.add_argument("--batch", type=_positive, default=256, metavar="N",
                      help="images encoded at a time (default: %(default)s)")
     progress(sub)
@@ -276,18 +283,33 @@ def _parser() -> argparse.ArgumentParser:
     output(sub)
 
     sub = command("refine", _refine, "get every image that labels describe",
-                  "Train on labelled ids, run on the whole collection, rank.")
+                  "Train on labelled ids, or on words and labels, run on the whole collection, "
+                  "rank. Says what to expect of the answer where enough is known.")
     place(sub)
-    sub.add_argument("--positives", type=_ids, required=True, metavar="IDS",
+    sub.add_argument("--positives", type=_ids, default=[], metavar="IDS",
                      help="ids of right images, as in 17,42, or @file")
     sub.add_argument("--negatives", type=_ids, default=[], metavar="IDS",
                      help="ids of wrong images, as in 5,8, or @file")
-    sub.add_argument("--learner", choices=LEARNERS, default="ensemble",
+    sought = sub.add_mutually_exclusive_group()
+    sought.add_argument("--text", metavar="WORDS",
+                        help="what is sought, in words: beside the positives, or in place of them")
+    sought.add_argument("--image", type=Path, metavar="FILE",
+                        help="the same as an image file")
+    sub.add_argument("--learner", choices=LEARNERS, default="cover",
                      help="default: %(default)s; tree and forest need scikit-learn")
+    sub.add_argument("--rerank", action="store_true",
+                     help="cover: judge images near the threshold by their fine codes")
+    sub.add_argument("--boxes", type=_count, default=0, metavar="N",
+                     help="cover: within so many boxes at most, 0 to 64 (default: 0, none)")
+    sub.add_argument("--no-guard", action="store_true",
+                     help="cover: never fall back to the distance to the mean positive")
+    sub.add_argument("--paper", action="store_true",
+                     help="branch and ensemble: the papers' own method, without a prior")
     sub.add_argument("--estimators", type=_positive, metavar="N",
                      help="members of an ensemble or a forest (default: 25)")
     sub.add_argument("--random-negatives", type=_count, metavar="N",
-                     help="further negatives drawn from the collection (default: 500)")
+                     help="images of the collection that labels are told from (default: 30,000 for "
+                          "cover, 500 for the others)")
     sub.add_argument("--negative-weight", type=float, metavar="W",
                      help="what keeping one of your negatives costs against losing a "
                           "positive (default: 1)")
@@ -495,6 +517,7 @@ def _create(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "encoder": encoder,
         "texts": _lines(args.texts) if args.texts is not None else None,
+        "fine": False if args.no_fine else None,
     }
     loading = {**options, "progress": _wants_progress(args)}
     columns: dict[str, Any] = {
@@ -629,6 +652,8 @@ def _keep_phrase(args: argparse.Namespace) -> None:
 
 
 def _refine(args: argparse.Namespace) -> int:
+    if not args.positives and args.text is None and args.image is None:
+        args.parser.error("name right images, --positives IDS, or say what is sought, --text WORDS")
     options = {
         name: value
         for name in ("estimators", "random_negatives", "negative_weight")
@@ -636,17 +661,24 @@ def _refine(args: argparse.Namespace) -> int:
     }
     with _collection(args) as collection:
         found = collection.refine(
-            args.positives, args.negatives, learner=args.learner, seed=args.seed, **options
-        )
+            args.positives, args.negatives, text=args.text, image=args.image, learner=args.learner,
+            boxes=args.boxes, rerank=args.rerank, guard=not args.no_guard, prior=not args.paper,
+            seed=args.seed, **options,
+        )  # fmt: skip
         rows = _with_metadata(collection, found.table(args.limit or None))
         if args.sheet is not None:
             marks = dict.fromkeys(args.positives, "right") | dict.fromkeys(args.negatives, "wrong")
-            _sheet(args, rows, marks, f"{args.name}: {found.count:,} found by {args.learner}")
+            _sheet(args, rows, marks, f"{args.name}: {found.count:,} found by {found.learner}")
         if args.save_model is not None:
             found.model.save(args.save_model)
             _note(f"wrote {args.save_model}")
+    if args.text is not None:
+        _keep_phrase(args)
     if args.json:
-        document: dict[str, Any] = {"count": found.count, "rows": rows.to_pylist()}
+        document: dict[str, Any] = {
+            "count": found.count, "learner": found.learner, "estimate": asdict(found.estimate),
+            "note": found.note, "rows": rows.to_pylist(),
+        }  # fmt: skip
         if args.sql:
             document["sql"] = found.sql
         print(json.dumps(document, default=str, ensure_ascii=False, indent=1))
@@ -654,8 +686,12 @@ def _refine(args: argparse.Namespace) -> int:
     if args.sql:
         (_note if args.csv else print)(found.sql)
     _print_rows(args, rows)
-    summary = f"{found.count:,} images match; {len(rows):,} shown"
-    (_note if args.csv else print)(summary)
+    say = _note if args.csv else print
+    say(f"{found.count:,} images match; {len(rows):,} shown")
+    if found.estimate.known:
+        say(str(found.estimate))
+    if found.note:
+        say(f"note: {found.note}")
     return OK
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import html
 import itertools
+import math
 import os
 import signal
 import threading
@@ -25,9 +27,20 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from boxwood import catalog, native
-from boxwood.catalog import Codes, Record, literal, quoted, table_name
+from boxwood.catalog import Codes, Coding, Record, Rows, literal, quoted, table_name
 from boxwood.connection import name_indexes
-from boxwood.encode import Encoder, Head, ImageError, Quantizer, find_images, load_image, vocabulary
+from boxwood.encode import (
+    DIMS,
+    FINE_DIMS,
+    FINE_INSIDE,
+    Encoder,
+    Head,
+    ImageError,
+    Quantizer,
+    find_images,
+    load_image,
+    vocabulary,
+)
 from boxwood.encode import check_embeddings as check
 from boxwood.errors import (
     Error,
@@ -47,24 +60,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Floats = NDArray[np.float32]
-Learner = Literal["branch", "ensemble", "tree", "forest"]
+Learner = Literal["cover", "branch", "ensemble", "tree", "forest"]
 
-LEARNERS = ("branch", "ensemble", "tree", "forest")
+LEARNERS = ("cover", "branch", "ensemble", "tree", "forest")
 FIT_ROWS = 100_000
 """Embeddings, at most, that a head and a quantizer are fitted to."""
 
 _BATCH_BYTES = 64 << 20  # of embeddings, in bulk loads
+_READY_ROWS = 1 << 17  # a batch of ready codes
 _IMAGE_COLUMNS = {
     "uri": "VARCHAR", "width": "INTEGER", "height": "INTEGER", "bytes": "BIGINT",
     "modified": "TIMESTAMP",
 }  # fmt: skip
 
 
-class Coding(NamedTuple):
-    """How embeddings become codes."""
+class Encoded(NamedTuple):
+    """What one text, image or embedding is to a collection: its code, uint8 (32,), and its fine
+    code, uint8 (128,), which is None in collections without fine codes."""
 
-    head: Head
-    quantizer: Quantizer
+    code: Codes
+    fine: Codes | None
 
 
 class _Chosen(NamedTuple):
@@ -73,6 +88,7 @@ class _Chosen(NamedTuple):
     coding: Coding
     phrases: list[str]
     codes: Codes
+    fine: Codes | None
 
 
 @dataclass(frozen=True)
@@ -90,20 +106,77 @@ class AddReport:
         return self.added / self.seconds if self.seconds else 0.0
 
 
+Interval = tuple[float, float, float]
+"""What a share is expected to be: low, value, high. It should lie between low and high in nine
+cases of ten."""
+
+
 @dataclass(frozen=True)
+class Estimate:
+    """What to expect of a trained model on the collection; None where nothing is known, as for
+    learners other than 'cover', and with too few positives.
+
+    `rows` is how many images should match; `precision` the share of these that should be right,
+    and `recall` the share of all right images that should be among them.
+    """
+
+    rows: float | None = None
+    precision: Interval | None = None
+    recall: Interval | None = None
+
+    def __str__(self) -> str:
+        parts = [
+            f"{name} {value[1]:.2f} ({value[0]:.2f}-{value[2]:.2f})"
+            for name, value in (("precision", self.precision), ("recall", self.recall))
+            if value is not None
+        ]
+        expected = [f"expected {', '.join(parts)}"] if parts else []
+        about = [] if self.rows is None else [f"about {self.rows:,.0f} images match"]
+        return "; ".join(about + expected) or "nothing is known"
+
+    @property
+    def known(self) -> bool:
+        """Whether anything is known."""
+        return self != Estimate()
+
+
+@dataclass(frozen=True, repr=False)
 class Refined:
     """All rows that a model matches.
 
     `model` is the model, `sql` a statement that gives the same rows on any connection or shell with
     the extension loaded, `stats` what training and searching took: ``train_ms``, ``search_ms``,
     ``rows``, ``blocks`` (of 256 rows) and what became of them, and the numbers of labels.
+    `estimate` is what to expect of the rows, before anybody has looked at them, and `note` what
+    people should know about their labels; often empty.
     """
 
     model: Model
     stats: dict[str, Any]
     sql: str
-    _found: native.Found = field(repr=False)
-    _order: list[NDArray[np.int64]] = field(default_factory=list, repr=False)
+    estimate: Estimate
+    note: str
+    _found: native.Found
+    _order: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        parts = [f"{self.count:,} images by {self.learner!r}"]
+        parts += [str(self.estimate)] if self.estimate.known else []
+        parts += [self.note] if self.note else []
+        return f"Refined({'; '.join(parts)})"
+
+    def _repr_html_(self) -> str:
+        rows = [("images", f"{self.count:,}"), ("learner", self.learner)]
+        rows += [("estimate", str(self.estimate))] if self.estimate.known else []
+        rows += [("note", self.note)] if self.note else []
+        cells = (f"<tr><th>{name}</th><td>{html.escape(text)}</td></tr>" for name, text in rows)
+        return f"<table>{''.join(cells)}</table>"
+
+    @property
+    def learner(self) -> str:
+        """The learner of the model as it was trained: 'nearest' where the guard of 'cover' took
+        the distance to the mean positive."""
+        return self.model.learner
 
     @property
     def count(self) -> int:
@@ -183,6 +256,7 @@ class Collection:
         texts: Sequence[str] | ArrayLike | None = None,
         table: str | None = None,
         id_column: str = "id",
+        fine: bool | None = None,
     ) -> Collection:
         """Make an empty collection on a connection of `boxwood.connect`.
 
@@ -195,11 +269,22 @@ class Collection:
             of the images' space.
         table: an existing table of the images' metadata, with the ids in `id_column`. Left out: the
             table of the collection's name, which the first metadata make where there is none.
+        fine: whether to keep fine codes, 128 bytes an image more, by which searches can judge what
+            they find once more. None: where embeddings are at hand, and where the first ready
+            codes come with theirs. True: ready codes must. Either all images of a collection have
+            fine codes or none.
         """
         catalog.check_name(name)
+        if fine is not None and not isinstance(fine, bool):
+            raise InputError(f"fine must be True, False or None, not {fine!r}")
         _refuse_transaction(con, "create a collection")
         model = _encoder(encoder)
         given = _given_texts(texts, model)
+        if head is not None and head.dims != DIMS:
+            raise InputError(
+                f"the head must put out {DIMS} dimensions, not {head.dims}: the one of the fine "
+                "codes is fitted beside it"
+            )
         if head is not None and model is not None and head.width != model.dims:
             raise InputError(
                 f"the head takes embeddings of {head.width} dimensions, but {model.name!r} makes "
@@ -230,6 +315,7 @@ class Collection:
                 head="" if head is None else head.fingerprint,
                 quantizer="", offset=None, scale=None,
                 folder=None if where.path else os.path.join(catalog.temporary_folder(), str(uuid)),
+                fine_wanted=fine,
             )  # fmt: skip
             store = store_at(record.index_path(where))
             with store.lock, _transaction(cur):
@@ -303,7 +389,8 @@ class Collection:
                 cur.execute("DELETE FROM boxwood.texts WHERE collection = ?", [self.name])
                 cur.execute(
                     "DELETE FROM boxwood.heads WHERE fingerprint NOT IN "
-                    "(SELECT head_fingerprint FROM boxwood.collections)"
+                    "(SELECT unnest([head_fingerprint, fine_head_fingerprint]) "
+                    "FROM boxwood.collections)"
                 )
                 cur.execute(f"DROP TABLE {record.codes}")
                 if record.table is not None and record.owns_table:
@@ -325,11 +412,14 @@ class Collection:
         encoder: str | Encoder | None = None,
         head: Head | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
+        fine: bool | None = None,
         progress: bool = False,
     ) -> Collection:
         """A collection of the rows of a table or view with embeddings: a list or array of floats in
-        the column `embedding`. The table becomes its metadata table. Without `name` it is named
-        like the table. If anything fails, no collection is left behind."""
+        the column `embedding`; or, where it has no such column, with ready codes: integers in the
+        columns d00 .. d31, and, unless `fine` is False, in a column `fine` (128 of them) if it has
+        one. The table becomes its metadata table. Without `name` it is named like the table. The
+        other options are those of `create`. If anything fails, no collection is left behind."""
         with _database_errors(), con.cursor() as cur:
             if not catalog.table_exists(cur, table):
                 raise InputError(
@@ -337,16 +427,13 @@ class Collection:
                     "that were registered on a connection, must be made tables first"
                 )
             columns = _columns(cur, table_name(table))
-        if embedding not in columns:
-            raise InputError(
-                f"the table {table!r} has no column {embedding!r}; it has {', '.join(columns)}"
-            )
+        values = _value_columns(columns, embedding, fine, f"the table {table!r}")
         self = cls.create(
             con, table.split(".")[-1] if name is None else name, encoder=encoder, head=head,
-            texts=texts, table=table, id_column=id,
+            texts=texts, table=table, id_column=id, fine=fine,
         )  # fmt: skip
         with self._or_drop():
-            self._load(table_name(table), quoted(id), embedding, progress)
+            self._load(table_name(table), quoted(id), values, progress)
         return self
 
     @classmethod
@@ -361,10 +448,11 @@ class Collection:
         encoder: str | Encoder | None = None,
         head: Head | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
+        fine: bool | None = None,
         progress: bool = False,
     ) -> Collection:
-        """A collection of the rows of a Parquet file, or of several (a glob), with embeddings: a
-        list or array of floats in the column `embedding`. The other columns become its metadata
+        """A collection of the rows of a Parquet file, or of several (a glob), with embeddings or
+        ready codes in columns as `from_table` takes them. The other columns become its metadata
         table. With ``id=None`` the ids are row numbers from 0. If anything fails, nothing is left
         behind."""
         source = f"read_parquet({literal(Path(path).expanduser())})"
@@ -376,21 +464,23 @@ class Collection:
                 raise StorageError(f"cannot read {path}: {_first_line(error)}") from error
             except duckdb.Error as error:
                 raise InputError(f"cannot read {path} as Parquet: {_first_line(error)}") from error
-        for column in [embedding] if id is None else [id, embedding]:
-            if column not in columns:
-                raise InputError(f"{path} has no column {column!r}; it has {', '.join(columns)}")
+        if id is not None and id not in columns:
+            raise InputError(f"{path} has no column {id!r}; it has {', '.join(columns)}")
+        values = _value_columns(columns, embedding, fine, str(path))
         if id is None:
             if "id" in columns:
                 raise InputError(f"{path} has a column 'id': pass id='id' to use it")
             source = f"(SELECT row_number() OVER () - 1 AS id, * FROM {source})"
-        self = cls.create(con, name, encoder=encoder, head=head, texts=texts, id_column=key)
+        self = cls.create(
+            con, name, encoder=encoder, head=head, texts=texts, id_column=key, fine=fine
+        )
         with self._or_drop():
             if self.table is not None:
                 raise InputError(
                     f"there is a table {self.table!r} already: give the collection another name"
                 )
-            metadata = f"SELECT * EXCLUDE ({quoted(embedding)}) FROM {source}"
-            self._load(source, quoted(key), embedding, progress, metadata)
+            metadata = f"SELECT * EXCLUDE ({', '.join(map(quoted, values))}) FROM {source}"
+            self._load(source, quoted(key), values, progress, metadata)
         return self
 
     @classmethod
@@ -404,12 +494,13 @@ class Collection:
         encoder: str | Encoder | None = None,
         head: Head | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
+        fine: bool | None = None,
         progress: bool = False,
     ) -> Collection:
         """A collection of the rows of an ``.npy`` file: embeddings, floats (n, dims), or codes,
         uint8 (n, 32). `ids` are integers (n,) or the path of such a file; left out: 0 .. n - 1. If
         anything fails, no collection is left behind."""
-        self = cls.create(con, name, encoder=encoder, head=head, texts=texts)
+        self = cls.create(con, name, encoder=encoder, head=head, texts=texts, fine=fine)
         with self._or_drop():
             self.add_npy(path, ids=ids, progress=progress)
         return self
@@ -440,7 +531,7 @@ class Collection:
         _unique(numbers)
         size = _batch_rows(rows.shape[1])
         batches = (
-            (numbers[start : start + size], rows[start : start + size])
+            (numbers[start : start + size], rows[start : start + size], None)
             for start in range(0, len(rows), size)
         )
         if rows.dtype == np.uint8:
@@ -453,27 +544,32 @@ class Collection:
         self,
         source: str,
         key: str,
-        embedding: str,
+        values: builtins.list[str],
         progress: bool,
         metadata: str | None = None,
     ) -> None:
-        """Append ids and embeddings of something that stands in a FROM clause. `metadata` is a
-        query of what the metadata table is made of."""
-        column = quoted(embedding)
+        """Append ids and embeddings, or codes, of something that stands in a FROM clause, out of
+        the columns that `_value_columns` has found. `metadata` is a query of what the metadata
+        table is made of."""
         with _database_errors(), self.con.cursor() as cur:
             row = catalog.one(cur, f"SELECT count(*) FROM {source}")
             total = int(row[0]) if row else 0
             every = max(1, -(-total // FIT_ROWS))
-            query = f"SELECT {key}, {column} FROM {source}"
+            query = f"SELECT {key}, {', '.join(map(quoted, values))} FROM {source}"
+            if len(values) > 1:
+                reader = cur.sql(query).to_arrow_reader(_READY_ROWS)
+                ready = (_ready(pa.Table.from_batches([batch])) for batch in reader if len(batch))
+                self._append_all(ready, total, None, progress, metadata)
+                return
+            [embedding] = values
+            whole = query
             if every > 1:
                 query += f" WHERE hash({key}) % {every} = 0 LIMIT {FIT_ROWS}"
             sample = _embeddings(cur.sql(query).to_arrow_table(), embedding)[1] if total else None
             width = native.DIMS if sample is None else sample.shape[1]
-            reader = cur.sql(f"SELECT {key}, {column} FROM {source}").to_arrow_reader(
-                _batch_rows(width)
-            )
+            reader = cur.sql(whole).to_arrow_reader(_batch_rows(width))
             batches = (
-                _embeddings(pa.Table.from_batches([batch]), embedding)
+                (*_embeddings(pa.Table.from_batches([batch]), embedding), None)
                 for batch in reader
                 if len(batch)
             )
@@ -481,7 +577,7 @@ class Collection:
 
     def _append_all(
         self,
-        batches: Iterable[tuple[Ids, Floats | Codes]],
+        batches: Iterable[tuple[Ids, Floats | Codes, Codes | None]],
         total: int,
         sample: Callable[[], Floats | None] | None,
         progress: bool,
@@ -490,8 +586,8 @@ class Collection:
         """Append all batches in one transaction: committed when the rows and their segments are
         written, so whatever ends it earlier leaves nothing behind.
 
-        Without `sample` the rows are codes; else they are embeddings, and the first of a collection
-        have head and quantizer fitted to what it returns.
+        Without `sample` the rows are codes, with fine codes or None beside them; else they are
+        embeddings, and the first of a collection have head and quantizer fitted to what it returns.
         """
         done = 0
         with (
@@ -504,24 +600,23 @@ class Collection:
                 if metadata is not None:
                     cur.execute(f"CREATE TABLE {table_name(self.name)} AS {metadata}")
                     record = self._adopt_table(cur, record)
-                if not record.quantizer and sample is None:
-                    record = catalog.set_coding(cur, record, record.encoder_fingerprint, None, None)
-                elif not record.quantizer and sample is not None:
+                if not record.quantizer and sample is not None:
                     embeddings = sample()
                     if embeddings is not None:
                         chosen = self._choose_coding(cur, record, embeddings)
                         record, coding = self._store_coding(cur, record, chosen), chosen.coding
                 elif sample is not None and coding is None:
                     raise self._no_embeddings()
-                for ids, rows in batches:
+                for ids, values, fine in batches:
                     with _row_offset(done):
                         if coding is None:
-                            codes = native.check_codes(rows)
+                            record = self._take_ready(cur, record, fine is not None)
+                            rows = Rows(ids, native.check_codes(values), fine)
                         else:
-                            codes = coding.quantizer.encode(coding.head.images(check(rows)))
+                            rows = Rows(ids, *coding.images(check(values)))
                     _unique(ids)
                     self._refuse_known(cur, record, ids)
-                    _insert_codes(cur, record, ids, codes)
+                    _insert_codes(cur, record, rows)
                     done += len(ids)
                     bar.update(done, total)
                 record = catalog.raise_generation(cur, record)
@@ -551,20 +646,25 @@ class Collection:
         *,
         embeddings: ArrayLike | None = None,
         codes: ArrayLike | None = None,
+        fine: ArrayLike | None = None,
         metadata: Any = None,
     ) -> int:
         """Add images; returns their number. Either all are added or none.
 
         ids: integers >= 0, (n,), that the collection does not hold yet.
         embeddings: floats (n, dims), of any length but zero. The first ones decide the head, unless
-            one was given, and the quantizer.
+            one was given, and the quantizer, and whether there are fine codes (see `create`).
         codes: ready codes, uint8 (n, 32), in place of embeddings.
+        fine: ready fine codes, uint8 (n, 128), to go with `codes`. The first rows decide whether
+            a collection has fine codes; then all of its images have them, or none.
         metadata: n rows for the metadata table: an Arrow table, a pandas DataFrame or a dict of
             columns. The ids are put beside them where they have no such column.
         """
         if (embeddings is None) == (codes is None):
             raise InputError("pass either embeddings or codes")
-        return self._append(ids, embeddings=embeddings, codes=codes, metadata=metadata)
+        if fine is not None and codes is None:
+            raise InputError("fine codes go with codes: those of embeddings are made here")
+        return self._append(ids, embeddings=embeddings, codes=codes, fine=fine, metadata=metadata)
 
     def _append(
         self,
@@ -572,6 +672,7 @@ class Collection:
         *,
         embeddings: ArrayLike | None = None,
         codes: ArrayLike | None = None,
+        fine: ArrayLike | None = None,
         metadata: Any = None,
     ) -> int:
         numbers = native.check_ids(ids)
@@ -582,6 +683,11 @@ class Collection:
         count = len(given if given is not None else vectors)  # type: ignore[arg-type]
         if count != len(numbers):
             raise InputError(f"{len(numbers):,} ids cannot go with {count:,} rows")
+        second = None
+        if fine is not None:
+            second = native.check_codes(_matrix(fine, "fine codes"), native.FINE_DIMS)
+            if len(second) != count:
+                raise InputError(f"{count:,} codes cannot go with {len(second):,} fine codes")
         _unique(numbers)
         details = None
         if metadata is not None:
@@ -594,36 +700,51 @@ class Collection:
                 coding = self._coding_now() if chosen is None else chosen.coding
                 if coding is None:
                     raise self._no_embeddings()
-                rows = coding.quantizer.encode(coding.head.images(vectors))
+                rows = Rows(numbers, *coding.images(vectors))
             else:
                 assert given is not None
-                rows = given
+                rows = Rows(numbers, given, second)
             self._refuse_known(cur, record, numbers)
             with _interrupts_deferred():
                 with _transaction(cur):
                     if chosen is not None:
                         record = self._store_coding(cur, record, chosen)
-                    elif not record.quantizer:
-                        record = catalog.set_coding(
-                            cur, record, record.encoder_fingerprint, None, None
-                        )
+                    elif given is not None:
+                        record = self._take_ready(cur, record, second is not None)
                     if details is not None:
                         record = self._insert_metadata(cur, record, details)
-                    _insert_codes(cur, record, numbers, rows)
+                    _insert_codes(cur, record, rows)
                     record = catalog.raise_generation(cur, record)
                 self._record = record
                 mended, self._store.behind = self._store.behind, True
-                self._after_commit(count, lambda: self._index_rows(cur, record, numbers, rows))
+                self._after_commit(count, lambda: self._index_rows(cur, record, rows))
                 if mended:
                     name_indexes(self.con)
         return count
 
-    def _index_rows(
-        self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, codes: Codes
-    ) -> None:
+    def _take_ready(self, cur: duckdb.DuckDBPyConnection, record: Record, fine: bool) -> Record:
+        """Let ready codes into the collection, with fine codes or without; within the caller's
+        transaction. The first ones decide which of the two it takes."""
+        if not record.quantizer:
+            if record.fine_wanted is not None and record.fine_wanted != fine:
+                raise InputError(
+                    f"the collection {self.name!r} was created with fine={record.fine_wanted}: "
+                    + ("leave the fine codes out" if fine else "pass fine codes with the codes")
+                )
+            return catalog.set_coding(cur, record, None, fine)
+        if fine != bool(record.fine):
+            raise InputError(
+                f"the collection {self.name!r} has {'' if record.fine else 'no '}fine codes, and "
+                "either all images of a collection have them or none: "
+                + ("leave them out" if fine else "pass fine codes with the codes, or embeddings")
+                + ", or make another collection"
+            )
+        return record
+
+    def _index_rows(self, cur: duckdb.DuckDBPyConnection, record: Record, rows: Rows) -> None:
         store = self._store
         if store.index is not None and store.index.info.generation + 1 == record.generation:
-            store.extend(record, ids, codes)
+            store.extend(record, rows)
         else:
             store.refresh(cur, record)
 
@@ -693,20 +814,16 @@ class Collection:
     # --- head and quantizer -----------------------------------------------------------------------
 
     def _coding_now(self) -> Coding | None:
-        """Head and quantizer, once the first embeddings have decided them."""
+        """Heads and quantizers, once the first embeddings have decided them."""
         if self._coding is None:
             with _database_errors(), self.con.cursor() as cur:
-                record = self._fresh(cur)
-                quantizer = catalog.load_quantizer(record)
-                head = catalog.load_head(cur, record.head)
-            if quantizer is not None and head is not None:
-                self._coding = Coding(head, quantizer)
+                self._coding = catalog.load_coding(cur, self._fresh(cur))
         return self._coding
 
     def _choose_coding(
         self, cur: duckdb.DuckDBPyConnection, record: Record, embeddings: Floats
     ) -> _Chosen:
-        """Head and quantizer by the first embeddings, and the codes of the vocabulary."""
+        """Heads and quantizers by the first embeddings, and the codes of the vocabulary."""
         given = catalog.given_texts(cur, self.name)
         head = catalog.load_head(cur, record.head)
         sample = embeddings[:: -(-len(embeddings) // FIT_ROWS)]
@@ -728,22 +845,34 @@ class Collection:
                 f"embeddings have {sample.shape[1]} dimensions, but the texts given at creation "
                 f"{texts.shape[1]}"
             )
+        finer = None
         if head is None:
-            head = Head.pca(sample) if texts is None else Head.shared(sample, texts)
-        quantizer = Quantizer.fit(head.images(sample))
-        codes = np.empty((0, native.DIMS), np.uint8)
-        if phrases and texts is not None:
-            codes = quantizer.encode(head.texts(texts))
-        return _Chosen(Coding(head, quantizer), phrases, codes)
+            dims = DIMS if record.fine_wanted is False else FINE_DIMS
+            head = (
+                Head.pca(sample, dims=dims) if texts is None
+                else Head.shared(sample, texts, dims=dims)
+            )  # fmt: skip
+            if head.dims == FINE_DIMS:
+                head, finer = head.narrower(), head
+        elif record.fine_wanted is not False:
+            finer = head.finer(sample, texts)
+        coding = Coding(head, Quantizer.fit(head.images(sample)))
+        if finer is not None:
+            values = finer.images(sample)
+            used = values.any(axis=0)  # the others are the zeros after fewer than 128 dimensions
+            fitted = Quantizer.fit(values[:, used] if used.any() else values, FINE_INSIDE)
+            coding = coding._replace(fine_head=finer, fine_quantizer=fitted)
+        if not phrases or texts is None:
+            return _Chosen(coding, [], np.empty((0, native.DIMS), np.uint8), None)
+        return _Chosen(coding, phrases, *coding.texts(texts))
 
     def _store_coding(
         self, cur: duckdb.DuckDBPyConnection, record: Record, chosen: _Chosen
     ) -> Record:
         """Keep what was chosen; within the caller's transaction."""
-        head, quantizer = chosen.coding
-        record = catalog.set_coding(cur, record, record.encoder_fingerprint, head, quantizer)
+        record = catalog.set_coding(cur, record, chosen.coding)
         if chosen.phrases:
-            catalog.store_texts(cur, self.name, chosen.phrases, chosen.codes)
+            catalog.store_texts(cur, self.name, chosen.phrases, chosen.codes, chosen.fine)
         return record
 
     @property
@@ -914,6 +1043,29 @@ class Collection:
         self, vector: ArrayLike, kind: Literal["image", "text"] = "image"
     ) -> Codes:
         """The code of an embedding (dims,) of an image or a text, uint8 (32,)."""
+        return self._encode_embedding(vector, kind).code
+
+    def encode(
+        self,
+        *,
+        text: str | None = None,
+        image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | None = None,
+        embedding: ArrayLike | None = None,
+        kind: Literal["image", "text"] = "image",
+    ) -> Encoded:
+        """The code and the fine code of one text, image or embedding, as `encode_text`,
+        `encode_image` and `encode_embedding` take them."""
+        if (text is not None) + (image is not None) + (embedding is not None) != 1:
+            raise InputError("pass one of text, image and embedding")
+        if text is not None:
+            with _database_errors(), self.con.cursor() as cur:
+                return Encoded(*catalog.text_codes(cur, self.name, text))
+        if image is not None:
+            encoder = self._need_encoder("encode images")
+            return self._encode_embedding(encoder.images([_picture(image)])[0], "image")
+        return self._encode_embedding(embedding, kind)
+
+    def _encode_embedding(self, vector: Any, kind: str) -> Encoded:
         if kind not in ("image", "text"):
             raise InputError(f"kind must be 'image' or 'text', not {kind!r}")
         coding = self._coding_now()
@@ -929,9 +1081,8 @@ class Collection:
         rows = _matrix(vector, "an embedding")
         if rows.ndim != 1:
             raise InputError(f"an embedding must have the shape (dims,), not {rows.shape}")
-        map_ = coding.head.images if kind == "image" else coding.head.texts
-        code: Codes = coding.quantizer.encode(map_(rows[None]))[0]
-        return code
+        codes, fine = (coding.images if kind == "image" else coding.texts)(rows[None])
+        return Encoded(codes[0], None if fine is None else fine[0])
 
     def search_text(
         self,
@@ -1028,43 +1179,66 @@ class Collection:
 
     def train(
         self,
-        positives: ArrayLike,
+        positives: ArrayLike = (),
         negatives: ArrayLike = (),
         *,
-        learner: Learner = "ensemble",
+        text: str | None = None,
+        image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | None = None,
+        query: ArrayLike | None = None,
+        query_fine: ArrayLike | None = None,
+        learner: Learner = "cover",
         estimators: int = 25,
-        random_negatives: int = 500,
+        boxes: int = 0,
+        random_negatives: int | None = None,
         negative_weight: float = 1.0,
         seed: int = 0,
+        prior: bool = True,
+        rerank: bool = False,
+        guard: bool = True,
     ) -> Model:
         """Train a model on the ids of right and wrong images.
 
-        learner: 'branch', one decision branch; 'ensemble', a majority of `estimators` of them;
-            'tree' and 'forest', scikit-learn's, the forest with `estimators` trees.
-        random_negatives: other images, drawn by the seed, that count as wrong, each as much as a
-            positive.
+        text, image: what is sought, in words or as another image, as `encode_text` and
+            `encode_image` take them; it stands beside the positives, or in place of them.
+        query, query_fine: the same as a code (32,), and its fine code (128,).
+        learner: 'cover', a score and where to cut it; 'branch', one decision branch; 'ensemble', a
+            majority of `estimators` of them; 'tree' and 'forest', scikit-learn's, the forest with
+            `estimators` trees.
+        boxes: 'cover': so many boxes at most around what it looks for, 0 to 64; 0: none.
+        random_negatives: rows of the collection that labels are told from, 0 to 100,000. None:
+            30,000 for 'cover', which takes them for what the collection is like; 500 for the
+            others, where each counts as wrong as much as a positive counts as right.
         negative_weight: what a given negative that stays inside costs against a positive that is
             lost, 0.01 to 100; for 'tree' and 'forest' the weight of the given negatives.
+        seed: of what is drawn; 'cover' draws nothing.
+        prior: 'branch' and 'ensemble': boxes from a variance with a prior, good with few labels;
+            False: the papers' own method, boxes from the labels alone.
+        rerank: 'cover', in collections with fine codes: rows near the threshold are judged by
+            these.
+        guard: 'cover': fall back to the distance to the mean positive where held-out positives rank
+            clearly higher by it; the model's learner is then 'nearest'.
 
         The same labels, options, seed and rows give the same model.
         """
-        index = self._index()
-        right, wrong = self._labels(index, positives, negatives)
-        model, _ = self._train(
-            index, right, wrong, learner, estimators, random_negatives, negative_weight, seed
-        )
-        return model
+        return self._trained(
+            self._index(), positives, negatives, text, image, query, query_fine,
+            learner=learner, estimators=estimators, boxes=boxes, random_negatives=random_negatives,
+            negative_weight=negative_weight, seed=seed, prior=prior, rerank=rerank, guard=guard,
+        ).model  # fmt: skip
 
     def _labels(
-        self, index: native.Index, positives: ArrayLike, negatives: ArrayLike
+        self, index: native.Index, positives: ArrayLike, negatives: ArrayLike, sought: bool
     ) -> tuple[Ids, Ids]:
         """Labels as sets, ascending, once they are found to make sense."""
         right = np.unique(native.check_ids(_listed(positives), "positives"))
         wrong = np.unique(native.check_ids(_listed(negatives), "negatives"))
         if not len(index):
             raise InputError(f"the collection {self.name!r} is empty: there is nothing to refine")
-        if not len(right):
-            raise InputError("there are no positives: name at least one image that is right")
+        if not len(right) and not sought:
+            raise InputError(
+                "there are no positives: name at least one image that is right, or say what is "
+                "sought, by text=, image= or query="
+            )
         both = np.intersect1d(right, wrong)
         if len(both):
             raise InputError(f"both positive and negative: {_some(both)}")
@@ -1076,30 +1250,66 @@ class Collection:
                 )
         return right, wrong
 
-    def _train(
-        self, index: native.Index, right: Ids, wrong: Ids, learner: str, estimators: int,
-        random_negatives: int, negative_weight: float, seed: int,
-    ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
-        if learner not in LEARNERS:
-            raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {learner!r}")
-        if learner in ("branch", "ensemble"):
-            trained, stats = index.train(
-                right, wrong, learner=learner, estimators=estimators,
-                random_negatives=random_negatives, negative_weight=negative_weight, seed=seed,
-            )  # fmt: skip
-            return Model(trained), {
-                "positives": stats.positives, "negatives": stats.negatives,
-                "random_negatives": stats.random_negatives, "boxes": stats.boxes,
-                "train_ms": stats.nanoseconds / 1e6,
-            }  # fmt: skip
-        return self._train_trees(
-            index, right, wrong, learner, estimators, random_negatives, negative_weight, seed
+    def _sought(
+        self, text: str | None, image: Any, query: ArrayLike | None, query_fine: ArrayLike | None
+    ) -> Encoded | None:
+        if sum(given is not None for given in (text, image, query)) > 1:
+            raise InputError("text, image and query are each what is sought: pass one of them")
+        if query_fine is not None and query is None:
+            raise InputError("query_fine is the fine code of query: pass that too")
+        if text is not None or image is not None:
+            return self.encode(text=text, image=image)
+        if query is None:
+            return None
+        return Encoded(
+            _code(query, "query", DIMS),
+            None if query_fine is None else _code(query_fine, "query_fine", FINE_DIMS),
         )
 
+    def _trained(
+        self,
+        index: native.Index,
+        positives: ArrayLike,
+        negatives: ArrayLike,
+        text: str | None,
+        image: Any,
+        query: ArrayLike | None,
+        query_fine: ArrayLike | None,
+        **options: Any,
+    ) -> _Trained:
+        given = any(what is not None for what in (text, image, query))
+        _check_options(options, given)
+        right, wrong = self._labels(index, positives, negatives, given)
+        sought = self._sought(text, image, query, query_fine)
+        if options["learner"] in ("tree", "forest"):
+            return self._train_trees(index, right, wrong, options)
+        if options["rerank"] and not index.info.fingerprints.fine:
+            raise InputError(
+                f"rerank needs fine codes, which the collection {self.name!r} lacks: make it anew "
+                "from embeddings or images with fine=True, or leave rerank out"
+            )
+        if sought is not None:
+            options["query"] = sought.code
+            options["query_fine"] = sought.fine if options["rerank"] else None
+        model, stats = index.train(right, wrong, **options)
+        return _Trained(
+            Model(model),
+            {
+                "positives": stats.positives, "negatives": stats.negatives,
+                "random_negatives": stats.random_negatives, "boxes": stats.boxes,
+                "terms": stats.terms, "held_out": stats.held_out, "fallback": stats.fallback,
+                "train_ms": stats.nanoseconds / 1e6,
+            },
+            _estimate(stats),
+            stats.note,
+            f"boxwood_refine({literal(self.index_path)}, positives := {right.tolist()}, "
+            f"negatives := {wrong.tolist()}{_sql_options(options)})",
+        )  # fmt: skip
+
     def _train_trees(
-        self, index: native.Index, right: Ids, wrong: Ids, learner: str, estimators: int,
-        random_negatives: int, negative_weight: float, seed: int,
-    ) -> tuple[Model, dict[str, Any]]:  # fmt: skip
+        self, index: native.Index, right: Ids, wrong: Ids, options: dict[str, Any]
+    ) -> _Trained:
+        learner, seed, others = options["learner"], options["seed"], options["random_negatives"]
         try:
             from sklearn.ensemble import RandomForestClassifier
             from sklearn.tree import DecisionTreeClassifier
@@ -1107,10 +1317,11 @@ class Collection:
             raise MissingDependency(
                 f"the learner {learner!r} needs scikit-learn: pip install 'boxwood[trees]'"
             ) from error
-        trees = native.check_count(estimators, "estimators", 1, native.MAX_ESTIMATORS)
-        others = native.check_count(random_negatives, "random_negatives", 0, 100_000)
+        trees = native.check_count(options["estimators"], "estimators", 1, native.MAX_ESTIMATORS)
+        others = 500 if others is None else others
+        others = native.check_count(others, "random_negatives", 0, 100_000)
         native.check_count(seed, "seed", 0, 2**64 - 1)
-        negative_weight = native.check_weight(negative_weight)
+        negative_weight = native.check_weight(options["negative_weight"])
         start = time.perf_counter()
         randoms = index.draw(others, seed, np.concatenate([right, wrong]))
         if not len(wrong) and not len(randoms):
@@ -1132,43 +1343,50 @@ class Collection:
             quantizer=index.info.fingerprints.quantizer,
             mean=codes[: len(right)].mean(axis=0),
         )
-        return model, {
-            "positives": len(right), "negatives": len(wrong), "random_negatives": len(randoms),
-            "boxes": model.box_count, "train_ms": (time.perf_counter() - start) * 1e3,
-        }  # fmt: skip
+        return _Trained(
+            model,
+            {
+                "positives": len(right), "negatives": len(wrong), "random_negatives": len(randoms),
+                "boxes": model.box_count, "terms": 1, "held_out": 0, "fallback": False,
+                "train_ms": (time.perf_counter() - start) * 1e3,
+            },
+            Estimate(),
+            "",
+            self._search_sql(model),
+        )  # fmt: skip
 
     def refine(
         self,
-        positives: ArrayLike,
+        positives: ArrayLike = (),
         negatives: ArrayLike = (),
         *,
-        learner: Learner = "ensemble",
+        text: str | None = None,
+        image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | None = None,
+        query: ArrayLike | None = None,
+        query_fine: ArrayLike | None = None,
+        learner: Learner = "cover",
         estimators: int = 25,
-        random_negatives: int = 500,
+        boxes: int = 0,
+        random_negatives: int | None = None,
         negative_weight: float = 1.0,
         seed: int = 0,
+        prior: bool = True,
+        rerank: bool = False,
+        guard: bool = True,
     ) -> Refined:
         """Train on labels as `train` does, and find every image that the model matches."""
         index = self._index()
-        right, wrong = self._labels(index, positives, negatives)
-        model, stats = self._train(
-            index, right, wrong, learner, estimators, random_negatives, negative_weight, seed
-        )
-        if learner in ("branch", "ensemble"):
-            source = (
-                f"boxwood_refine({literal(self.index_path)}, positives := {right.tolist()}, "
-                f"negatives := {wrong.tolist()}, learner := '{learner}', "
-                f"estimators := {estimators}, "
-                f"random_negatives := {random_negatives}, "
-                f"negative_weight := {float(negative_weight)!r}, seed := {seed})"
-            )
-        else:
-            source = self._search_sql(model)
-        return _run(index, model, source, stats)
+        trained = self._trained(
+            index, positives, negatives, text, image, query, query_fine,
+            learner=learner, estimators=estimators, boxes=boxes, random_negatives=random_negatives,
+            negative_weight=negative_weight, seed=seed, prior=prior, rerank=rerank, guard=guard,
+        )  # fmt: skip
+        return _run(index, trained)
 
     def search(self, model: Model) -> Refined:
         """Every image that a model matches, ranked."""
-        return _run(self._index(), _checked(model), self._search_sql(model), {})
+        source = self._search_sql(_checked(model))
+        return _run(self._index(), _Trained(model, {}, Estimate(), "", source))
 
     def count(self, model: Model) -> int:
         """How many images a model matches."""
@@ -1297,29 +1515,110 @@ def _description(
         "encoder": record.encoder,
         "head": None if head is None else head[0],
         "quantizer": record.quantizer or None,
+        "fine": record.fine or None,
         "uuid": str(record.uuid),
         "index": str(path),
         "state": state,
     }
 
 
-def _run(index: native.Index, model: Model, source: str, training: dict[str, Any]) -> Refined:
-    found = index.search(model.handle)
+class _Trained(NamedTuple):
+    """A model, and what is known of it."""
+
+    model: Model
+    stats: dict[str, Any]
+    estimate: Estimate
+    note: str
+    source: str
+    """The table function that gives the model's rows, and its arguments."""
+
+
+# Of `Collection.train`; what differs stands in a refinement's SQL.
+_DEFAULTS: dict[str, Any] = {
+    "query": None, "query_fine": None, "estimators": 25, "boxes": 0, "random_negatives": None,
+    "negative_weight": 1.0, "seed": 0, "prior": True, "rerank": False, "guard": True,
+}  # fmt: skip
+_COVER_ONLY = ("boxes", "rerank", "guard")
+
+
+def _check_options(options: Mapping[str, Any], sought: bool) -> None:
+    """What a learner does not know is not passed over in silence."""
+    learner = options["learner"]
+    if learner not in LEARNERS:
+        raise InputError(f"learner must be one of {', '.join(LEARNERS)}, not {learner!r}")
+    for name in ("prior", "rerank", "guard"):
+        if not isinstance(options[name], bool):
+            raise InputError(f"{name} must be True or False, not {options[name]!r}")
+    native.check_count(options["boxes"], "boxes", 0, 64)
+    if learner in ("tree", "forest") and sought:
+        raise InputError(
+            f"the learner {learner!r} takes positives and negatives alone, no text, image or "
+            "query: leave it out, or train by 'cover'"
+        )
+    if not options["prior"] and learner not in ("branch", "ensemble"):
+        raise InputError(
+            "prior=False is for the learners 'branch' and 'ensemble': name one of them, or leave "
+            "it out"
+        )
+    for name in _COVER_ONLY:
+        if learner != "cover" and options[name] != _DEFAULTS[name]:
+            raise InputError(
+                f"{name}={options[name]} is for the learner 'cover', not {learner!r}: leave it "
+                "out, or train by that"
+            )
+
+
+def _sql_options(options: Mapping[str, Any]) -> str:
+    """Options of training as further arguments of boxwood_refine."""
+    text = f", learner := '{options['learner']}'"
+    for name, default in _DEFAULTS.items():
+        value = options.get(name)
+        if isinstance(value, np.ndarray):
+            text += f", {name} := {value.tolist()}"
+        elif value is not None and value != default:
+            text += f", {name} := {str(value).lower()}"
+    return text
+
+
+def _estimate(stats: native.TrainStats) -> Estimate:
+    def interval(low: float, value: float, high: float) -> Interval | None:
+        return None if math.isnan(low + value + high) else (low, value, high)
+
+    return Estimate(
+        None if math.isnan(stats.rows) else stats.rows,
+        interval(stats.precision_low, stats.precision, stats.precision_high),
+        interval(stats.recall_low, stats.recall, stats.recall_high),
+    )
+
+
+def _code(values: ArrayLike, what: str, dims: int) -> Codes:
+    row = _matrix(values, what)
+    if row.shape != (dims,):
+        raise InputError(f"{what} must have the shape ({dims},), not {row.shape}")
+    return native.check_codes(row[None], dims).reshape(dims)
+
+
+def _run(index: native.Index, trained: _Trained) -> Refined:
+    found = index.search(trained.model.handle)
     stats = found.stats
     return Refined(
-        model,
+        trained.model,
         {
-            **training,
+            **trained.stats,
             "rows": stats.rows,
             "blocks": stats.blocks,
             "blocks_pruned": stats.blocks_pruned,
+            "blocks_outscored": stats.blocks_outscored,
             "blocks_contained": stats.blocks_contained,
             "blocks_planes": stats.blocks_planes,
             "blocks_scanned": stats.blocks_scanned,
+            "fine_rows": stats.fine_rows,
             "bytes": stats.bytes,
             "search_ms": stats.nanoseconds / 1e6,
         },
-        f"SELECT id, votes, score FROM {source} ORDER BY score DESC, id",
+        f"SELECT id, votes, score FROM {trained.source} ORDER BY score DESC, id",
+        trained.estimate,
+        trained.note,
         found,
     )
 
@@ -1479,11 +1778,51 @@ def _metadata_rows(metadata: Any, ids: Ids, id_column: str) -> pa.Table:
     return rows.add_column(0, id_column, pa.array(ids))
 
 
-def _insert_codes(cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, codes: Codes) -> None:
-    columns = np.ascontiguousarray(codes.T)
-    rows = pa.table({"id": ids, **dict(zip(catalog.COLUMNS, columns, strict=True))})
-    with catalog.registered(cur, "boxwood_new_codes", rows):
+def _insert_codes(cur: duckdb.DuckDBPyConnection, record: Record, rows: Rows) -> None:
+    columns = np.ascontiguousarray(rows.codes.T)
+    new = {"id": rows.ids, **dict(zip(catalog.COLUMNS, columns, strict=True))}
+    if rows.fine is not None:
+        flat = pa.array(np.ascontiguousarray(rows.fine).reshape(-1))
+        new[catalog.FINE] = pa.FixedSizeListArray.from_arrays(flat, native.FINE_DIMS)
+    with catalog.registered(cur, "boxwood_new_codes", pa.table(new)):
         cur.execute(f"INSERT INTO {record.codes} SELECT * FROM boxwood_new_codes")
+
+
+def _value_columns(columns: list[str], embedding: str, fine: bool | None, what: str) -> list[str]:
+    """The column of embeddings, or those of ready codes, among the columns of `what`."""
+    if embedding in columns:
+        return [embedding]
+    if not set(catalog.COLUMNS) <= set(columns):
+        raise InputError(
+            f"{what} has no column {embedding!r}, and no columns {catalog.COLUMNS[0]} .. "
+            f"{catalog.COLUMNS[-1]} of codes; it has {', '.join(columns)}"
+        )
+    keep = fine is not False and catalog.FINE in columns
+    return [*catalog.COLUMNS, *([catalog.FINE] if keep else [])]
+
+
+def _ready(rows: pa.Table) -> tuple[Ids, Codes, Codes | None]:
+    """Ids, codes and fine codes out of a column of ids and those of `_value_columns`."""
+    ids = native.check_ids(rows.column(0).to_numpy(), "ids")
+    values = []
+    for name in catalog.COLUMNS:
+        column = rows[name].combine_chunks()
+        if not pa.types.is_integer(column.type):
+            raise InputError(f"the column {name!r} must hold integers, not {column.type}")
+        if column.null_count:
+            row = int(np.argmax(column.is_null().to_numpy(zero_copy_only=False)))
+            raise InputError(f"the column {name!r} is NULL for id {ids[row]}")
+        values.append(column.to_numpy())
+    codes = native.check_codes(np.stack(values, axis=1))
+    if catalog.FINE not in rows.column_names[1:]:
+        return ids, codes, None
+    column = rows[catalog.FINE].combine_chunks()
+    if not _holds_lists(column.type) or not pa.types.is_integer(column.type.value_type):
+        raise InputError(
+            f"the column {catalog.FINE!r} must hold lists of integers, not {column.type}"
+        )
+    flat = _flat(column, lambda row: f"the fine code of id {ids[row]}")
+    return ids, codes, native.check_codes(flat, native.FINE_DIMS)
 
 
 def _embeddings(rows: pa.Table, name: str) -> tuple[Ids, Floats]:
@@ -1621,6 +1960,8 @@ def _database_errors() -> Iterator[None]:
     except RuntimeError as error:
         if isinstance(error.__cause__, KeyboardInterrupt):  # as DuckDB 1.5 passes Ctrl-C on
             raise error.__cause__ from None
+        if str(error) == "Query interrupted":  # as DuckDB does in what is no query
+            raise KeyboardInterrupt from None
         raise
 
 

@@ -67,9 +67,9 @@ def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     """Prepare a connection or cursor that somebody else has opened, and return it.
 
     Loads the extension, names the collections' indexes by `name_indexes`, registers
-    ``clip_text(collection, text)``, and creates the macros as temporary ones. Nothing is written.
-    The database must have been opened with ``allow_unsigned_extensions``. Loading twice does no
-    harm.
+    ``clip_text(collection, text)`` and ``clip_text_fine``, and creates the macros as temporary
+    ones. Nothing is written. The database must have been opened with
+    ``allow_unsigned_extensions``. Loading twice does no harm.
     """
     with _usable():
         allowed = _unsigned_allowed(con)
@@ -172,6 +172,13 @@ class _Instance:
             codes: list[int] = catalog.text_code(cur, collection, text).tolist()
         return codes
 
+    def clip_text_fine(self, collection: str | None, text: str | None) -> list[int] | None:
+        if collection is None or text is None:
+            return None
+        with self.cursor() as cur:
+            fine = catalog.text_codes(cur, collection, text)[1]
+        return None if fine is None else [int(value) for value in fine]
+
 
 _instances: weakref.WeakValueDictionary[int, _Instance] = weakref.WeakValueDictionary()
 _numbers = itertools.count(1)
@@ -188,6 +195,10 @@ def _register(con: duckdb.DuckDBPyConnection) -> None:
             con.create_function(
                 "clip_text", instance.clip_text, ["VARCHAR", "VARCHAR"], "UTINYINT[]"
             )
+            con.create_function(  # type: ignore[call-overload]
+                "clip_text_fine", instance.clip_text_fine, ["VARCHAR", "VARCHAR"], "UTINYINT[]",
+                null_handling="special",
+            )  # fmt: skip
             con.create_function(
                 "boxwood_instance", lambda: number, [], "BIGINT", side_effects=False
             )

@@ -35,7 +35,8 @@ from boxwood.encode.vocabulary import TINY
 from boxwood.errors import DatabaseLocked, Error, InputError, MissingDependency
 from boxwood.progress import Bar
 
-LEARNERS = ("branch", "ensemble", "tree", "forest")
+LEARNERS = ("cover", "branch", "ensemble", "tree", "forest")
+DEFAULT = LEARNERS[0]
 QUERIES = (
     "a red circle",
     "a striped star",
@@ -157,7 +158,7 @@ class Answer:
     statements: dict[str, str] = field(default_factory=dict)
     """The SQL of each learner's last round."""
     where: str = ""
-    """The last ensemble as a condition on the codes."""
+    """The default learner's last model as a condition on the codes."""
 
 
 # --- SQL ----------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ def _check_counts(collection: Any, found: Any, where: str, learner: str, person:
         "Refined.count": found.count,
         "DuckDB's WHERE": _count(con, f'SELECT count(*) FROM boxwood."{name}_codes" WHERE {where}'),
     }
-    if learner in ("branch", "ensemble"):
+    if learner not in ("tree", "forest"):
         statement = f"SELECT count(*) FROM {refine_sql(name, person, learner)};"
         counts["refine()"] = _count(con, statement)
     else:
@@ -411,7 +412,7 @@ class Demo:
         )
         ranked = found.table()["id"].to_pylist()
         where = found.model.to_sql()
-        if learner == "ensemble":
+        if learner == DEFAULT:
             answer.where = where
         answer.statements[learner] = _check_counts(collection, found, where, learner, person)
         answer.last[learner] = ranked
@@ -427,10 +428,10 @@ class Demo:
 
     def _show_sql(self, collection: Any, answer: Answer) -> str:
         """Run a refinement as a relation, joined and grouped; returns the statement."""
-        person = answer.labels["ensemble"]
+        person = answer.labels[DEFAULT]
         statement = (
             "SELECT t.background, t.shape2 IS NOT NULL AS two_objects, count(*) AS pictures\n"
-            f"  FROM {refine_sql(COLLECTION, person, 'ensemble')}\n"
+            f"  FROM {refine_sql(COLLECTION, person, DEFAULT)}\n"
             "  JOIN truth t USING (id)\n"
             " GROUP BY ALL ORDER BY ALL;"
         )
@@ -438,7 +439,7 @@ class Demo:
         columns, rows = [column[0] for column in cursor.description], cursor.fetchall()
         self.say(
             "",
-            f'The last "ensemble" set for "{answer.query}" as a relation, joined and grouped:',
+            f'The last "{DEFAULT}" set for "{answer.query}" as a relation, joined and grouped:',
             "",
             textwrap.indent(statement, "    "),
             "",
@@ -461,7 +462,7 @@ class Demo:
             return caption, report.contact_sheet(cells, columns=15, side=64, title=title)
 
         sheets = [sheet(answer.shown[:PAGE], "first page by words, labelled right or wrong")]
-        for learner in ("ensemble", "forest"):
+        for learner in (DEFAULT, "ensemble"):
             if learner not in answer.labels:
                 continue
             labelled = answer.labels[learner].labelled()
@@ -511,8 +512,8 @@ class Demo:
             parts.append("<h3>The SQL of the last rounds</h3>")
             parts += [report.code(sql) for sql in answer.statements.values()]
             parts.append(
-                "<p>The ensemble as a condition on the codes, for DuckDB alone or any other "
-                "database:</p>"
+                f"<p>The model of {DEFAULT} as a condition on the codes, for DuckDB alone or any "
+                "other database:</p>"
             )
             parts.append(report.code(answer.where[:600] + " ..."))
         parts.append("<h2>As a relation</h2>")

@@ -66,8 +66,8 @@ class Model:
         return self._json
 
     def to_sql(self) -> str:
-        """A boolean SQL expression over columns d00 .. d31, true for exactly the rows that match.
-        It runs in any SQL database on a collection's codes table."""
+        """A boolean SQL expression over columns d00 .. d31, and ``fine`` where the model has a fine
+        threshold, true for exactly the rows that match. It runs on a collection's codes table."""
         return self._native.to_sql()
 
     @property
@@ -98,6 +98,16 @@ class Model:
         return self._info.threshold
 
     @property
+    def has_fine(self) -> bool:
+        """Whether rows that pass boxes and score are scored by their fine codes too."""
+        return self._info.has_fine
+
+    @property
+    def fine_quantizer(self) -> str:
+        """Fingerprint of the fine codes that it has a score for; empty: any, or there is none."""
+        return self._info.fine_quantizer
+
+    @property
     def training(self) -> dict[str, Any]:
         """What the learner left about how the model came about."""
         return dict(json.loads(self._json).get("training", {}))
@@ -112,19 +122,21 @@ class Model:
 
     def votes(self, codes: ArrayLike) -> NDArray[np.int32]:
         """How many estimators contain each of the codes (n, 32)."""
-        return self._native.evaluate(codes)[0]
+        return self._native.votes(codes)
 
-    def scores(self, codes: ArrayLike) -> NDArray[np.float64]:
-        """Scores of codes (n, 32); the higher, the earlier in a ranking."""
-        return self.score_values(self._native.evaluate(codes)[1])
+    def scores(self, codes: ArrayLike, fine: ArrayLike | None = None) -> NDArray[np.float64]:
+        """Scores of codes (n, 32); the higher, the earlier in a ranking. A model with a fine score
+        gives that, and needs the rows' fine codes (n, 128)."""
+        return self.score_values(self._native.evaluate(codes, fine)[1])
 
     def score_values(self, scores: NDArray[np.int64]) -> NDArray[np.float64]:
         """Scores of the core, integers in units of 2^-shift, as floats; exact."""
-        return np.ldexp(scores.astype(np.float64), -self._info.score_shift)
+        return np.ldexp(scores.astype(np.float64), -self._info.result_shift)
 
-    def matches(self, codes: ArrayLike) -> NDArray[np.bool_]:
-        """Whether the model matches each of the codes (n, 32)."""
-        return self._native.evaluate(codes)[2]
+    def matches(self, codes: ArrayLike, fine: ArrayLike | None = None) -> NDArray[np.bool_]:
+        """Whether the model matches each of the codes (n, 32), with fine codes (n, 128) where it
+        has a fine score."""
+        return self._native.evaluate(codes, fine)[2]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and self._json == other._json
@@ -270,10 +282,13 @@ def _nearness(mean: ArrayLike) -> dict[str, Any]:
     if centre.shape != (native.DIMS,) or not np.all((centre >= 0) & (centre <= 255)):
         raise InputError(f"mean must be {native.DIMS} numbers in 0 .. 255")
     values = centre.astype(int).tolist()
-    return {
+    term = {
         "linear": [2 * value for value in values],
         "square": [-1] * native.DIMS,
         "constant": -sum(value * value for value in values),
+    }
+    return {
+        "terms": [term],
         "votes": _VOTE,
         "shift": native.SCORE_SHIFT,
         "threshold": None,

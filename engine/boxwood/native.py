@@ -13,7 +13,7 @@ import uuid as uuids
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import cffi
 import numpy as np
@@ -25,6 +25,7 @@ Ids = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 
 DIMS = 32
+FINE_DIMS = 128
 MAX_K = 10_000
 MAX_ESTIMATORS = 1024
 MAX_BOXES = 65_536
@@ -35,6 +36,7 @@ _FILE = "boxwood.duckdb_extension"
 _HERE = Path(__file__).resolve().parent
 # A search over fewer rows ends before anyone could press Ctrl-C.
 _QUICK_ROWS = 2_000_000
+_QUICK_LABELS = 2_000
 # What an approximate k-NN query may cost, in rows of such a search.
 _QUICK_QUERY_ROWS = 8_192
 # From here on k-NN is exact: include/boxwood.h.
@@ -178,16 +180,18 @@ def check_ids(ids: ArrayLike, what: str = "ids") -> Ids:
     return array
 
 
-def check_codes(codes: ArrayLike) -> Codes:
-    """Codes as a contiguous uint8 array of shape (n, 32), or InputError."""
-    array = _array(codes, "codes")
-    if array.ndim != 2 or array.shape[1] != DIMS:
-        raise errors.InputError(f"codes must have the shape (rows, {DIMS}), not {array.shape}")
+def check_codes(codes: ArrayLike, dims: int = DIMS) -> Codes:
+    """Codes, or fine codes where `dims` is FINE_DIMS, as a contiguous uint8 array of shape
+    (n, dims), or InputError."""
+    what = "codes" if dims == DIMS else "fine codes"
+    array = _array(codes, what)
+    if array.ndim != 2 or array.shape[1] != dims:
+        raise errors.InputError(f"{what} must have the shape (rows, {dims}), not {array.shape}")
     if array.dtype != np.uint8:
         if array.dtype.kind not in "iu":
-            raise errors.InputError(f"codes must be uint8, not {array.dtype}")
+            raise errors.InputError(f"{what} must be uint8, not {array.dtype}")
         if array.size and (array.min() < 0 or array.max() > 255):
-            raise errors.InputError("codes must lie in 0 .. 255")
+            raise errors.InputError(f"{what} must lie in 0 .. 255")
     return np.ascontiguousarray(array, np.uint8)
 
 
@@ -217,6 +221,8 @@ class Fingerprints(NamedTuple):
     encoder: str = ""
     head: str = ""
     quantizer: str = ""
+    fine: str = ""
+    """Of head and quantizer of the fine codes; empty: there are none."""
 
 
 def _fill(struct: Any, fingerprints: Fingerprints) -> None:
@@ -228,7 +234,7 @@ def _fill(struct: Any, fingerprints: Fingerprints) -> None:
 
 
 def _fingerprints(struct: Any) -> Fingerprints:
-    return Fingerprints(_text(struct.encoder), _text(struct.head), _text(struct.quantizer))
+    return Fingerprints(*(_text(getattr(struct, name)) for name in Fingerprints._fields))
 
 
 def _folder(folder: str | os.PathLike[str]) -> bytes:
@@ -245,20 +251,27 @@ def write_segment(
     fingerprints: Fingerprints,
     progress: Callable[[float], None] | None = None,
     threads: int = 0,
+    fine: Codes | None = None,
 ) -> None:
     """Sort rows into index order and write them as the segment file ``folder/name``.
 
-    `ids` (n,) and `codes` (n, 32) come in any order; `threads` 0: one a core. `progress` is called
+    `ids` (n,), `codes` (n, 32) and, where ``fingerprints.fine`` names some, the `fine` codes
+    (n, 128) come in any order; `threads` 0: one a core. `progress` is called
     with the part done, from 0 to 1; what it raises, KeyboardInterrupt among it, stops the work and
     is raised here.
     """
     ids, codes = check_ids(ids), check_codes(codes)
     if len(ids) != len(codes):
         raise errors.InputError(f"{len(ids)} ids cannot go with {len(codes)} codes")
+    second = None if fine is None else check_codes(fine, FINE_DIMS)
+    if second is not None and len(second) != len(ids):
+        raise errors.InputError(f"{len(ids)} ids cannot go with {len(second)} fine codes")
     spec = ffi.new("bw_segment_spec *")
     spec.rows, spec.generation, spec.threads = len(ids), generation, _threads(threads)
     id_memory, code_memory = _int64(ids), _uint8(codes)
+    fine_memory = ffi.NULL if second is None else _uint8(second)
     spec.ids, spec.codes, spec.uuid = id_memory, code_memory, uuid.bytes
+    spec.fine = fine_memory
     _fill(spec.fingerprints, fingerprints)
     raised: list[BaseException] = []
 
@@ -309,8 +322,16 @@ class ModelInfo:
     ranges: int
     threshold: int
     has_score: bool
+    score_terms: int
     score_threshold: int | None
     score_shift: int
+    has_fine: bool
+    fine_quantizer: str
+    fine_terms: int
+    fine_threshold: int | None
+    fine_shift: int
+    result_shift: int
+    """The scores of a search's rows are in units of 2^-result_shift."""
 
 
 class Model:
@@ -343,8 +364,11 @@ class Model:
         lib.bw_model_describe(self._pointer, info)
         return ModelInfo(
             _text(info.learner), _text(info.quantizer), info.estimators, info.boxes, info.ranges,
-            info.threshold, bool(info.has_score),
+            info.threshold, bool(info.has_score), info.score_terms,
             info.score_threshold if info.has_score_threshold else None, info.score_shift,
+            bool(info.has_fine), _text(info.fine_quantizer), info.fine_terms,
+            info.fine_threshold if info.has_fine_threshold else None, info.fine_shift,
+            info.result_shift,
         )  # fmt: skip
 
     def ranges(self) -> NDArray[Any]:
@@ -357,16 +381,33 @@ class Model:
             lib.bw_model_ranges(self._pointer, ffi.from_buffer("bw_range[]", out))
         return out
 
+    def votes(self, codes: ArrayLike) -> NDArray[np.int32]:
+        """How many estimators contain each of the codes (n, 32)."""
+        rows = check_codes(codes)
+        votes = np.empty(len(rows), np.int32)
+        _call(
+            lib.bw_model_evaluate, self._pointer, _uint8(rows), ffi.NULL, len(rows),
+            ffi.from_buffer("int32_t[]", votes), ffi.NULL, ffi.NULL,
+        )  # fmt: skip
+        return votes
+
     def evaluate(
-        self, codes: ArrayLike
+        self, codes: ArrayLike, fine: ArrayLike | None = None
     ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
-        """Votes, scores (in units of 2^-score_shift) and matches of codes (n, 32)."""
+        """Votes, scores (in units of 2^-result_shift) and matches of codes (n, 32).
+
+        A model with a fine score needs the same rows' fine codes (n, 128) too.
+        """
         rows = check_codes(codes)
         n = len(rows)
+        second = None if fine is None else check_codes(fine, FINE_DIMS)
+        if second is not None and len(second) != n:
+            raise errors.InputError(f"there are {n:,} codes, but {len(second):,} fine codes")
         votes, scores = np.empty(n, np.int32), np.empty(n, np.int64)
         match = np.empty(n, np.uint8)
         _call(
-            lib.bw_model_evaluate, self._pointer, _uint8(rows), n,
+            lib.bw_model_evaluate, self._pointer, _uint8(rows),
+            ffi.NULL if second is None else _uint8(second), n,
             ffi.from_buffer("int32_t[]", votes), _int64(scores), _uint8(match),
         )  # fmt: skip
         return votes, scores, match.astype(bool)
@@ -400,20 +441,23 @@ class SegmentInfo:
 @dataclass(frozen=True)
 class Stats:
     """What a search did. `blocks` are 256 rows each; of those that their zones neither rule out
-    (pruned) nor in (contained), planes or codes were read (planes, scanned), or both."""
+    (pruned; by bounds of the score alone: outscored) nor in (contained), planes or codes were read
+    (planes, scanned), or both. Of `fine_rows` rows the fine codes were read."""
 
     rows: int
     blocks: int
     blocks_pruned: int
+    blocks_outscored: int
     blocks_contained: int
     blocks_planes: int
     blocks_scanned: int
+    fine_rows: int
     bytes: int
     nanoseconds: int
 
 
 class Found(NamedTuple):
-    """Rows that a model matches, in index order; scores in units of 2^-score_shift."""
+    """Rows that a model matches, in index order; scores in units of 2^-result_shift."""
 
     ids: Ids
     votes: NDArray[np.int32]
@@ -423,11 +467,25 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainStats:
+    """What a training took and what is to be expected of its model. Estimates are NaN where
+    nothing is known: without held-out positives, and for other learners than cover."""
+
     positives: int
     negatives: int
     random_negatives: int
     estimators: int
     boxes: int
+    terms: int
+    held_out: int
+    fallback: bool
+    rows: float
+    precision: float
+    precision_low: float
+    precision_high: float
+    recall: float
+    recall_low: float
+    recall_high: float
+    note: str
     nanoseconds: int
 
 
@@ -435,7 +493,25 @@ def _as_dict(struct: Any, kind: type[Any]) -> dict[str, Any]:
     return {name: getattr(struct, name) for name in kind.__dataclass_fields__}
 
 
-_LEARNERS = {"branch": 1, "ensemble": 2}
+_LEARNERS = {"branch": 1, "ensemble": 2, "cover": 3}
+RANDOM_NEGATIVES = {"branch": 500, "ensemble": 500, "cover": 30_000}
+"""Rows of the collection that labels are told from, where nothing else is asked for."""
+
+
+class TrainOptions(TypedDict, total=False):
+    """Options of training (`bw_train_options`)."""
+
+    learner: str
+    estimators: int
+    boxes: int
+    random_negatives: int | None
+    negative_weight: float
+    seed: int
+    prior: bool
+    rerank: bool
+    guard: bool
+    query: ArrayLike | None
+    query_fine: ArrayLike | None
 
 
 class Index:
@@ -508,6 +584,17 @@ class Index:
         )
         return out, found.astype(bool)
 
+    def fine(self, ids: ArrayLike) -> Codes:
+        """Fine codes (n, 128) of ids in the order given; InputError for an id that is not there,
+        and where the index has none."""
+        wanted = check_ids(ids)
+        out = np.empty((len(wanted), FINE_DIMS), np.uint8)
+        _call(
+            lib.bw_index_fine, self._open, _int64(wanted), len(wanted), _uint8(out), ffi.NULL,
+            input=True,
+        )  # fmt: skip
+        return out
+
     def rows(self, first: int = 0, n: int | None = None) -> tuple[Ids, Codes]:
         """Ids and codes of rows [first, first + n) in index order; all that follow without n."""
         if n is None:
@@ -517,13 +604,21 @@ class Index:
                 f"rows {first} .. {first + n} are not all among the index's {self.info.rows}"
             )
         ids, codes = np.empty(n, np.int64), np.empty((n, DIMS), np.uint8)
-        _call(lib.bw_index_rows, self._open, first, n, _int64(ids), _uint8(codes))
+        self.read(first, ids, codes)
         return ids, codes
+
+    def read(self, first: int, ids: Ids, codes: Codes, fine: Codes | None = None) -> None:
+        """Fill ids (n,), codes (n, 32) and fine codes (n, 128) with the rows [first, first + n) in
+        index order."""
+        _call(
+            lib.bw_index_rows, self._open, first, len(ids), _int64(ids, True), _uint8(codes, True),
+            ffi.NULL if fine is None else _uint8(fine, True), input=True,
+        )  # fmt: skip
 
     def ids(self) -> Ids:
         """All ids in index order."""
         ids = np.empty(self.info.rows, np.int64)
-        _call(lib.bw_index_rows, self._open, 0, len(ids), _int64(ids), ffi.NULL)
+        _call(lib.bw_index_rows, self._open, 0, len(ids), _int64(ids), ffi.NULL, ffi.NULL)
         return ids
 
     def draw(self, n: int, seed: int = 0, exclude: ArrayLike = ()) -> Ids:
@@ -624,26 +719,20 @@ class Index:
         return found, distances
 
     def train(
-        self,
-        positives: ArrayLike,
-        negatives: ArrayLike = (),
-        *,
-        learner: str = "ensemble",
-        estimators: int = 25,
-        random_negatives: int = 500,
-        negative_weight: float = 1.0,
-        seed: int = 0,
+        self, positives: ArrayLike, negatives: ArrayLike = (), **options: Unpack[TrainOptions]
     ) -> tuple[Model, TrainStats]:
-        """Train on labelled ids. The same labels, options and rows give the same model."""
+        """Train on labelled ids. The same labels, options and rows give the same model. Ctrl-C
+        stops a long training."""
         right = check_ids(positives, "positives")
         wrong = check_ids(negatives, "negatives")
-        options = _options(learner, estimators, random_negatives, negative_weight, seed)
-        out, stats = ffi.new("bw_model **"), ffi.new("bw_train_stats *")
-        _call(
-            lib.bw_train, self._open, _int64(right), len(right), _int64(wrong), len(wrong),
-            options, out, stats, input=True,
+        given, _keep = _options(**options)
+        return _trained(
+            given, len(right) + len(wrong),
+            lambda out, stats: _call(
+                lib.bw_train, self._open, _int64(right), len(right), _int64(wrong), len(wrong),
+                given, out, stats, input=True,
+            ),
         )  # fmt: skip
-        return Model(out[0]), TrainStats(**_as_dict(stats, TrainStats))
 
     def explain(self, model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """What each box of the model costs and finds by itself, and the model as a whole: expected
@@ -665,36 +754,96 @@ def train_codes(
     negatives: ArrayLike,
     randoms: ArrayLike,
     *,
-    learner: str = "ensemble",
-    estimators: int = 25,
-    negative_weight: float = 1.0,
-    seed: int = 0,
+    fine: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
+    rows: int = 0,
     quantizer: str = "",
+    fine_quantizer: str = "",
+    **options: Unpack[TrainOptions],
 ) -> tuple[Model, TrainStats]:
-    """The same from codes (n, 32), without an index; `randoms` stand for the drawn rows."""
-    rows = [check_codes(codes) for codes in (positives, negatives, randoms)]
-    options = _options(learner, estimators, 0, negative_weight, seed)
+    """The same from codes (n, 32), without an index.
+
+    randoms: rows of the collection; `rows` of them there are in all (0: these are all).
+    fine: the fine codes (n, 128) of the three, with ``rerank=True``.
+    """
+    codes = [check_codes(part) for part in (positives, negatives, randoms)]
+    names = ("positives", "negatives", "randoms")
+    labels = ffi.new("bw_labels *")
+    quantizers = ffi.new("char[]", quantizer.encode()), ffi.new("char[]", fine_quantizer.encode())
+    labels.quantizer, labels.fine_quantizer = quantizers
+    labels.rows = check_count(rows, "rows", 0, 2**63 - 1)
+    fines = [] if fine is None else [check_codes(part, FINE_DIMS) for part in fine]
+    kept = [_uint8(part) for part in (*codes, *fines)]
+    for name, part, pointer in zip(names, codes, kept[:3], strict=True):
+        setattr(labels, name, pointer)
+        setattr(labels, f"n_{name}", len(part))
+    for name, part, whole, pointer in zip(names, fines, codes, kept[3:], strict=False):
+        if len(part) != len(whole):
+            raise errors.InputError(f"fine codes of {name}: {len(part)} for {len(whole)} codes")
+        setattr(labels, f"{name}_fine", pointer)
+    given, _keep = _options(**options)
+    return _trained(
+        given, len(codes[0]) + len(codes[1]),
+        lambda out, stats: _call(lib.bw_train_codes, labels, given, out, stats, input=True),
+    )  # fmt: skip
+
+
+def _trained(
+    options: Any, labels: int, train: Callable[[Any, Any], None]
+) -> tuple[Model, TrainStats]:
     out, stats = ffi.new("bw_model **"), ffi.new("bw_train_stats *")
-    arguments = [part for codes in rows for part in (_uint8(codes), len(codes))]
-    _call(lib.bw_train_codes, *arguments, options, quantizer.encode(), out, stats)
-    return Model(out[0]), TrainStats(**_as_dict(stats, TrainStats))
+
+    def work(cancel: Any) -> None:
+        options.cancel = cancel
+        train(out, stats)
+
+    if labels <= _QUICK_LABELS:
+        work(ffi.NULL)
+    else:
+        _interruptible(work)
+    fields = _as_dict(stats, TrainStats)
+    fields["fallback"], fields["note"] = bool(stats.fallback), _text(stats.note)
+    return Model(out[0]), TrainStats(**fields)
 
 
 def _options(
-    learner: str, estimators: int, random_negatives: int, negative_weight: float, seed: int
-) -> Any:
+    learner: str = "cover",
+    estimators: int = 25,
+    boxes: int = 0,
+    random_negatives: int | None = None,
+    negative_weight: float = 1.0,
+    seed: int = 0,
+    prior: bool = True,
+    rerank: bool = False,
+    guard: bool = True,
+    query: ArrayLike | None = None,
+    query_fine: ArrayLike | None = None,
+) -> tuple[Any, Any]:
+    """The C options, and what must be kept as long as they are."""
     if learner not in _LEARNERS:
         raise errors.InputError(f"learner must be one of {', '.join(_LEARNERS)}, not {learner!r}")
-    return ffi.new(
+    if random_negatives is None:
+        random_negatives = RANDOM_NEGATIVES[learner]
+    queries = [
+        ffi.NULL if code is None else _uint8(check_codes(np.asarray(code)[None], dims))
+        for code, dims in ((query, DIMS), (query_fine, FINE_DIMS))
+    ]
+    options = ffi.new(
         "bw_train_options *",
         {
             "learner": _LEARNERS[learner],
             "estimators": check_count(estimators, "estimators", 1, MAX_ESTIMATORS),
+            "boxes": check_count(boxes, "boxes", 0, 64),
             "random_negatives": check_count(random_negatives, "random_negatives", 0, 100_000),
             "negative_weight": check_weight(negative_weight),
             "seed": _seed(seed),
+            "prior": int(prior),
+            "rerank": int(rerank),
+            "guard": int(guard),
+            "query": queries[0],
+            "query_fine": queries[1],
         },
     )
+    return options, queries
 
 
 def check_count(value: int, what: str, least: int, most: int) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 
 from boxwood import catalog, native
-from boxwood.catalog import Codes, Record
+from boxwood.catalog import Record, Rows
 from boxwood.errors import (
     IndexCorrupt,
     IndexMismatch,
@@ -80,10 +80,10 @@ class Store:
         self._make_folder()
         self.publish(of, [])
 
-    def extend(self, of: Record, ids: Ids, codes: Codes) -> None:
+    def extend(self, of: Record, rows: Rows) -> None:
         """Add the rows by which the collection came from the last generation to this one."""
         assert self.index is not None
-        self.publish(of, self._extended(self.index, of, ids, codes))
+        self.publish(of, self._extended(self.index, of, rows))
 
     def refresh(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
         """Bring the index to the codes table: add what it lacks, or build it anew where it holds
@@ -104,7 +104,7 @@ class Store:
         missing = np.setdiff1d(wanted, there, assume_unique=True)
         self.index = index
         if len(missing):
-            return self._extended(index, of, *read_codes(cur, of, missing))
+            return self._extended(index, of, read_codes(cur, of, missing))
         return [segment.name for segment in index.segments()]
 
     def publish(self, of: Record, names: list[str]) -> None:
@@ -153,36 +153,42 @@ class Store:
         of: Record,
         progress: Callable[[float], None] | None = None,
     ) -> list[str]:
-        ids, codes = read_codes(cur, of)
-        return [self._write(of, ids, codes, progress)] if len(ids) else []
+        rows = read_codes(cur, of)
+        return [self._write(of, rows, progress)] if len(rows.ids) else []
 
-    def _extended(self, index: native.Index, of: Record, ids: Ids, codes: Codes) -> list[str]:
+    def _extended(self, index: native.Index, of: Record, rows: Rows) -> list[str]:
         """Write rows that `index` has not got; the names of its segments with them.
 
         Small segments at the end are merged with the new rows as long as they are not more than
         twice as many (the logarithmic method of Bentley and Saxe), so there are never many.
         """
         segments = index.segments()
-        first, merged = len(index), len(ids)
+        first, merged = len(index), len(rows.ids)
         kept = len(segments)
         while kept and segments[kept - 1].rows <= min(2 * merged, SEGMENT_ROWS - 1):
             kept -= 1
             first -= segments[kept].rows
             merged += segments[kept].rows
         if first < len(index):
-            old_ids, old_codes = index.rows(first)
-            ids, codes = np.concatenate([old_ids, ids]), np.concatenate([old_codes, codes])
-        return [*(segment.name for segment in segments[:kept]), self._write(of, ids, codes)]
+            both, old = _empty(of, merged), len(index) - first
+            index.read(
+                first, both.ids[:old], both.codes[:old],
+                None if both.fine is None else both.fine[:old],
+            )  # fmt: skip
+            _put(both, old, rows)
+            rows = both
+        return [*(segment.name for segment in segments[:kept]), self._write(of, rows)]
 
     def _write(
-        self, of: Record, ids: Ids, codes: Codes, progress: Callable[[float], None] | None = None
+        self, of: Record, rows: Rows, progress: Callable[[float], None] | None = None
     ) -> str:
         number = 0
         while (self.path / (name := f"{of.generation:08}-{number:03}.segment")).exists():
             number += 1
         native.write_segment(
-            self.path, name, ids, codes, of.uuid, of.generation, of.fingerprints, progress
-        )
+            self.path, name, rows.ids, rows.codes, of.uuid, of.generation, of.fingerprints,
+            progress, fine=rows.fine,
+        )  # fmt: skip
         return name
 
     def _sweep(self, keep: set[str]) -> None:
@@ -211,11 +217,13 @@ class Store:
                 raise IndexMismatch(
                     f"the index in {self.path} has {len(index):,} rows, the codes table {rows:,}"
                 )
-            for ids, codes in _batches(cur, of, _CHECK_ROWS):
-                indexed, found = index.lookup(ids)
-                wrong = ~found | (indexed != codes).any(axis=1)
+            for rows_there in _batches(cur, of, _CHECK_ROWS):
+                indexed, found = index.lookup(rows_there.ids)
+                wrong = ~found | (indexed != rows_there.codes).any(axis=1)
+                if rows_there.fine is not None and not wrong.any():
+                    wrong = (index.fine(rows_there.ids) != rows_there.fine).any(axis=1)
                 if wrong.any():
-                    row = ids[wrong.argmax()]
+                    row = rows_there.ids[wrong.argmax()]
                     raise IndexMismatch(
                         f"the index in {self.path} and the codes table disagree on id {row}"
                     )
@@ -268,30 +276,45 @@ def read_ids(cur: duckdb.DuckDBPyConnection, of: Record) -> Ids:
     return np.asarray(ids, np.int64)
 
 
-def read_codes(
-    cur: duckdb.DuckDBPyConnection, of: Record, only: Ids | None = None
-) -> tuple[Ids, Codes]:
-    """Ids (n,) and codes (n, 32) of the codes table, or of these of its ids."""
-    total = catalog.row_count(cur, of) if only is None else len(only)
-    ids, codes = np.empty(total, np.int64), np.empty((total, native.DIMS), np.uint8)
+def _empty(of: Record, n: int) -> Rows:
+    """Room for so many rows of a collection."""
+    fine = np.empty((n, native.FINE_DIMS), np.uint8) if of.fine else None
+    return Rows(np.empty(n, np.int64), np.empty((n, native.DIMS), np.uint8), fine)
+
+
+def _put(into: Rows, first: int, rows: Rows) -> None:
+    into.ids[first : first + len(rows.ids)] = rows.ids
+    into.codes[first : first + len(rows.ids)] = rows.codes
+    if into.fine is not None and rows.fine is not None:
+        into.fine[first : first + len(rows.ids)] = rows.fine
+
+
+def read_codes(cur: duckdb.DuckDBPyConnection, of: Record, only: Ids | None = None) -> Rows:
+    """The rows of the codes table, or these of its ids."""
+    rows = _empty(of, catalog.row_count(cur, of) if only is None else len(only))
     done = 0
-    for some_ids, some_codes in _batches(cur, of, _READ_ROWS, only):
-        ids[done : done + len(some_ids)] = some_ids
-        codes[done : done + len(some_ids)] = some_codes
-        done += len(some_ids)
-    return ids[:done], codes[:done]
+    for some in _batches(cur, of, _READ_ROWS, only):
+        _put(rows, done, some)
+        done += len(some.ids)
+    return Rows(
+        rows.ids[:done], rows.codes[:done], rows.fine if rows.fine is None else rows.fine[:done]
+    )
 
 
 def _batches(
     cur: duckdb.DuckDBPyConnection, of: Record, rows: int, only: Ids | None = None
-) -> Iterator[tuple[Ids, Codes]]:
-    columns = ", ".join(catalog.COLUMNS)
+) -> Iterator[Rows]:
+    columns = ", ".join([*catalog.COLUMNS, *([catalog.FINE] if of.fine else [])])
     query = f"SELECT id, {columns} FROM {of.codes}"
     with ExitStack() as stack:
         if only is not None:
             stack.enter_context(catalog.registered(cur, "boxwood_wanted", pa.table({"id": only})))
             query += " SEMI JOIN boxwood_wanted USING (id)"
         for batch in cur.sql(query).to_arrow_reader(rows):
-            ids, *values = (column.to_numpy() for column in batch.columns)
-            if len(ids):
-                yield ids, np.stack(values, axis=1)
+            if not len(batch):
+                continue
+            ids, *values = (column.to_numpy() for column in batch.columns[: 1 + native.DIMS])
+            fine = None
+            if of.fine:
+                fine = batch.columns[-1].flatten().to_numpy().reshape(-1, native.FINE_DIMS)
+            yield Rows(ids, np.stack(values, axis=1), fine)

@@ -51,7 +51,7 @@ SELECT count(*) AS n FROM boxwood_search(getvariable('ix'), model := getvariable
 SELECT votes, count(*) AS n, min(id) AS first
   FROM boxwood_search(getvariable('ix'), model := getvariable('m')) GROUP BY votes ORDER BY votes;
 
-SELECT count, rows_total, blocks,
+SELECT count, rows_total, blocks, fine_rows, blocks_outscored,
        blocks - blocks_pruned - blocks_contained - blocks_scanned BETWEEN 0 AND blocks_planes AS seen, bytes > 0 AS read
   FROM boxwood_count(getvariable('ix'), model := getvariable('m'));
 
@@ -63,6 +63,9 @@ SELECT estimator, box, ranges, rows, path, blocks, complete
 FROM boxwood_boxes(getvariable('m'));
 
 SELECT boxwood_sql(getvariable('m')) AS expression;
+
+SELECT id, boxwood_votes(getvariable('m'), code) AS votes, boxwood_score(getvariable('m'), code) AS score
+  FROM lists WHERE id IN (5, 1000) ORDER BY id;
 
 -- NULL in, NULL out
 SELECT boxwood_sql(NULL) AS a, boxwood_votes(NULL, list_resize([0::UTINYINT], 32, 0)) AS b,

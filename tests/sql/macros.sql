@@ -30,6 +30,13 @@ SELECT count(*) FILTER (p.camera = 'A') > 0 AS some_of_a
 SELECT r.id FROM refine('photos', positives := [0, 80, 160], learner := 'branch', random_negatives := 100) r
  WHERE r.id IN (0, 80, 160) ORDER BY r.id;
 
+-- words in place of positives are their code
+SELECT (SELECT list(r ORDER BY r.id) FROM refine('photos', negatives := [5, 10], text := 'a leopard') r)
+     = (SELECT list(r ORDER BY r.id)
+          FROM refine('photos', negatives := [5, 10], query := clip_text('photos', 'a leopard')) r) AS same;
+
+SELECT learner, positives, negatives FROM train_model('photos', text := 'a leopard', negatives := [5]);
+
 SELECT count(*) AS n
   FROM search_text('photos', 'a leopard', k := 100) a JOIN search_like('photos', 0, k := 600) b USING (id);
 

@@ -1,8 +1,9 @@
 """From images and texts to codes: encoders, heads and the quantizer.
 
 An `Encoder` turns images and texts into embeddings of some hundred dimensions, a `Head` turns those
-into 32, a `Quantizer` those into 32 bytes. `Head` and `Quantizer` need numpy alone; whatever needs
-torch, open_clip or pillow imports them when it is called, and says how to install them.
+into 32 (and 128, for fine codes), a `Quantizer` those into as many bytes. `Head` and `Quantizer`
+need numpy alone; whatever needs torch, open_clip or pillow imports them when it is called, and says
+how to install them.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from boxwood.encode.encoder import Encoder, default_head
-from boxwood.encode.head import DIMS, Head, check_embeddings
+from boxwood.encode.head import DIMS, FINE_DIMS, Head, check_embeddings, map_images, map_texts
 from boxwood.encode.images import ImageError, find_images, load_image
-from boxwood.encode.quantizer import Quantizer
+from boxwood.encode.quantizer import FINE_INSIDE, Quantizer
 from boxwood.encode.vocabulary import vocabulary
 from boxwood.errors import MissingDependency
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIMS",
+    "FINE_DIMS",
+    "FINE_INSIDE",
     "Encoder",
     "Head",
     "ImageError",
@@ -29,6 +32,8 @@ __all__ = [
     "default_head",
     "find_images",
     "load_image",
+    "map_images",
+    "map_texts",
     "train_pairs",
     "vocabulary",
 ]

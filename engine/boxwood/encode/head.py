@@ -1,4 +1,4 @@
-"""The head: the map from an encoder's embedding to 32 dimensions, in numpy alone."""
+"""The head: the map from an encoder's embedding to 32 or 128 dimensions, in numpy alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from boxwood.errors import InputError
 
 DIMS = 32
 """Dimensions of a head's output, and bytes of a code."""
+FINE_DIMS = 128
+"""The same of a fine code."""
 
 KINDS = ("pca", "shared", "pairs", "identity")
 ACTIVATIONS = ("gelu", "relu")
@@ -80,7 +82,8 @@ def _gelu(x: Floats) -> Floats:
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """Centre, map, normalise: an embedding of ``width`` dimensions becomes a unit vector of 32.
+    """Centre, map, normalise: an embedding of ``width`` dimensions becomes a unit vector of
+    ``dims``: 32, or 128 for fine codes.
 
     An encoder's image and text vectors lie apart (the modality gap), so each modality has a mean of
     its own, and both share the map: `layers`, pairs of a matrix ``(inputs, outputs)`` and a bias
@@ -115,8 +118,10 @@ class Head:
                     f"but gets {width} inputs"
                 )
             width = len(bias)
-        if width != DIMS:
-            raise InputError(f"a head must put out {DIMS} dimensions, not {width}")
+        if width not in (DIMS, FINE_DIMS):
+            raise InputError(
+                f"a head must put out {DIMS} dimensions, or {FINE_DIMS} for fine codes, not {width}"
+            )
         object.__setattr__(self, "image_mean", means[0])
         object.__setattr__(self, "text_mean", means[1])
         object.__setattr__(self, "layers", layers)
@@ -128,32 +133,33 @@ class Head:
         return hash(self.fingerprint)
 
     def __repr__(self) -> str:
-        return f"Head({self.kind!r}, {self.width} -> {DIMS}, {self.fingerprint})"
+        return f"Head({self.kind!r}, {self.width} -> {self.dims}, {self.fingerprint})"
 
     @property
     def width(self) -> int:
         """Dimensions of the embeddings that the head takes."""
         return len(self.image_mean)
 
+    @property
+    def dims(self) -> int:
+        """Dimensions of what the head puts out: 32 or 128."""
+        return len(self.layers[-1][1]) if self.layers else self.width
+
     def images(self, embeddings: ArrayLike) -> Floats:
-        """Image embeddings ``(n, width)`` to unit vectors ``(n, 32)``."""
-        return self._apply(embeddings, self.image_mean, "image embedding")
+        """Image embeddings ``(n, width)`` to unit vectors ``(n, dims)``."""
+        return map_images([self], embeddings)[0]
 
     def texts(self, embeddings: ArrayLike) -> Floats:
-        """Text embeddings ``(n, width)`` to unit vectors ``(n, 32)``."""
-        return self._apply(embeddings, self.text_mean, "text embedding")
+        """Text embeddings ``(n, width)`` to unit vectors ``(n, dims)``."""
+        return map_texts([self], embeddings)[0]
 
-    def _apply(self, embeddings: ArrayLike, mean: Floats, what: str) -> Floats:
-        rows = check_embeddings(embeddings, self.width, what)
-        out = np.empty((len(rows), DIMS), np.float32)
-        for start in range(0, len(rows), _BLOCK):
-            x = _normalise(rows[start : start + _BLOCK]) - mean
-            for number, (matrix, bias) in enumerate(self.layers):
-                if number:
-                    x = _gelu(x) if self.activation == "gelu" else np.maximum(x, 0)
-                x = x @ matrix + bias
-            out[start : start + _BLOCK] = _normalise(x)
-        return out
+    def _map(self, centred: Floats) -> Floats:
+        x = centred
+        for number, (matrix, bias) in enumerate(self.layers):
+            if number:
+                x = _gelu(x) if self.activation == "gelu" else np.maximum(x, 0)
+            x = x @ matrix + bias
+        return _normalise(x)
 
     # --- fitting --------------------------------------------------------------------------------
 
@@ -164,8 +170,8 @@ class Head:
         return cls("identity", zero, zero)
 
     @classmethod
-    def pca(cls, images: ArrayLike, texts: ArrayLike | None = None) -> Head:
-        """The 32 directions in which image embeddings vary most.
+    def pca(cls, images: ArrayLike, texts: ArrayLike | None = None, dims: int = DIMS) -> Head:
+        """The `dims` directions, 32 or 128, in which image embeddings vary most.
 
         Texts, where there are some, give the mean by which texts are centred, and nothing else.
         """
@@ -173,12 +179,12 @@ class Head:
         text_mean = image_mean
         if texts is not None:
             text_mean, _ = _moments(texts, "text embedding", len(image_mean))
-        basis = _orthonormal([_principal(covariance)])
+        basis = _orthonormal([_principal(covariance)], dims)
         return cls._linear("pca", image_mean, text_mean, basis)
 
     @classmethod
-    def shared(cls, images: ArrayLike, texts: ArrayLike, a: float = 0.5) -> Head:
-        """The 32 directions that images and texts share; the two need not be pairs.
+    def shared(cls, images: ArrayLike, texts: ArrayLike, a: float = 0.5, dims: int = DIMS) -> Head:
+        """The `dims` directions, 32 or 128, that images and texts share; the two need not be pairs.
 
         They are the leading left singular vectors of ``Ci^(1-a) Ct^a``, with Ci and Ct the
         covariances of image and of text embeddings: a direction counts as much as images and texts
@@ -191,16 +197,38 @@ class Head:
         text_mean, text_cov = _moments(texts, "text embedding", len(image_mean))
         product = _power(image_cov, 1 - a) @ _power(text_cov, a)
         left, values, _ = np.linalg.svd(product)
-        # Where images and texts share fewer than 32 directions, those of the images come next.
+        # Where images and texts share fewer directions, those of the images come next.
         shared = left[:, values > values[0] * 1e-9] if values[0] > 0 else left[:, :0]
-        basis = _orthonormal([shared, _principal(image_cov), _principal(text_cov)])
+        basis = _orthonormal([shared, _principal(image_cov), _principal(text_cov)], dims)
         return cls._linear("shared", image_mean, text_mean, basis)
+
+    def finer(self, images: ArrayLike, texts: ArrayLike | None = None) -> Head:
+        """A head of 128 dimensions to go beside this one, with the same means: the directions that
+        `images` share with `texts`, or, for a head of kind 'pca' and without texts, those of `pca`.
+        Embeddings of fewer than 128 dimensions are mapped, and zeros follow."""
+        if self.kind == "pca" or texts is None:
+            fitted = Head.pca(images, texts, FINE_DIMS)
+        else:
+            fitted = Head.shared(images, texts, dims=FINE_DIMS)
+        if fitted.width != self.width:
+            raise InputError(
+                f"embeddings have {fitted.width} dimensions, but {self.width} are expected"
+            )
+        return replace(fitted, image_mean=self.image_mean, text_mean=self.text_mean)
+
+    def narrower(self) -> Head:
+        """Of a fitted head of 128 dimensions the first 32 directions: the very head that `pca` or
+        `shared` gives for the same rows."""
+        if self.kind not in ("pca", "shared") or self.dims != FINE_DIMS:
+            raise InputError(f"{self!r} was not fitted for {FINE_DIMS} dimensions")
+        [(matrix, bias)] = self.layers
+        return replace(self, layers=((matrix[:, :DIMS], bias[:DIMS]),))
 
     @classmethod
     def _linear(cls, kind: str, image_mean: Matrix, text_mean: Matrix, basis: Matrix) -> Head:
         matrix = basis.astype(np.float32)
         return cls(kind, image_mean.astype(np.float32), text_mean.astype(np.float32),
-                   ((matrix, np.zeros(DIMS, np.float32)),))  # fmt: skip
+                   ((matrix, np.zeros(matrix.shape[1], np.float32)),))  # fmt: skip
 
     # --- bytes ----------------------------------------------------------------------------------
 
@@ -262,6 +290,29 @@ class Head:
         return head
 
 
+def map_images(heads: Sequence[Head], embeddings: ArrayLike) -> list[Floats]:
+    """What each of several heads of one width makes of image embeddings ``(n, width)``: unit
+    vectors ``(n, head.dims)``."""
+    return _map_all(heads, embeddings, [head.image_mean for head in heads], "image embedding")
+
+
+def map_texts(heads: Sequence[Head], embeddings: ArrayLike) -> list[Floats]:
+    """The same of text embeddings."""
+    return _map_all(heads, embeddings, [head.text_mean for head in heads], "text embedding")
+
+
+def _map_all(
+    heads: Sequence[Head], embeddings: ArrayLike, means: Sequence[Floats], what: str
+) -> list[Floats]:
+    rows = check_embeddings(embeddings, heads[0].width, what)
+    outs = [np.empty((len(rows), head.dims), np.float32) for head in heads]
+    for start in range(0, len(rows), _BLOCK):
+        x = _normalise(rows[start : start + _BLOCK])
+        for head, mean, out in zip(heads, means, outs, strict=True):
+            out[start : start + _BLOCK] = head._map(x - mean)
+    return outs
+
+
 def _frozen(values: Any, ndim: int, what: str) -> Floats:
     array = np.array(values, np.float32, order="C")
     if array.ndim != ndim:
@@ -304,17 +355,17 @@ def _principal(covariance: Matrix) -> Matrix:
     return kept
 
 
-def _orthonormal(candidates: Sequence[Matrix]) -> Matrix:
-    """`DIMS` orthonormal columns: the candidates in order, then coordinate axes.
+def _orthonormal(candidates: Sequence[Matrix], dims: int) -> Matrix:
+    """`dims` orthonormal columns: the candidates in order, then coordinate axes.
 
     A column that earlier ones already span is passed over. Signs are fixed (the largest component
-    is positive). Embeddings of fewer than `DIMS` dimensions get zero columns at the end.
+    is positive). Embeddings of fewer than `dims` dimensions get zero columns at the end.
     """
     width = len(candidates[0])
-    basis = np.zeros((width, DIMS))
+    basis = np.zeros((width, dims))
     count = 0
     for column in (*(c for matrix in candidates for c in matrix.T), *np.eye(width)):
-        if count == min(DIMS, width):
+        if count == min(dims, width):
             break
         rest = column
         for _ in range(2):  # twice is enough (Kahan), for columns close to the span

@@ -10,6 +10,7 @@
 
 #define BATCH_TILES 64
 #define TILE_BYTES ((size_t)BW_TILE_ROWS * BW_DIMS)
+#define TILE_FINE_BYTES ((size_t)BW_TILE_ROWS * BW_FINE_DIMS)
 #define TILE_PLANES_BYTES ((size_t)(BW_TILE_ROWS / BW_BLOCK_ROWS) * BW_BLOCK_PLANES_BYTES)
 #define PREFETCH_ROWS 32
 #define HISTOGRAM_ROWS 65536 /* rows that a thread takes at a time */
@@ -25,6 +26,7 @@ typedef struct build {
     const bw_segment_spec *spec;
     bw_writer *writer;
     bw_segment_header header;
+    bw_section *sections[BW_SECTION_KINDS]; /* in the header's table; NULL: none of this kind */
     uint32_t threads;
     uint32_t *order;   /* place -> input row */
     uint32_t *id_rows; /* place by rank of id */
@@ -32,6 +34,7 @@ typedef struct build {
     int64_t *ids;
     uint8_t *codes;
     uint8_t *planes;
+    uint8_t *fine; /* NULL: none */
     uint32_t tiles_max, first_tile, tiles;
     _Atomic uint64_t next; /* what the next free thread takes */
     /* Whole sections. */
@@ -77,6 +80,10 @@ static int32_t check_spec(const bw_segment_spec *spec, bw_fingerprints *fingerpr
     }
     if (!bw_fingerprints_pad(fingerprints, &spec->fingerprints)) {
         return bw_fail(error, BW_INVALID, "a fingerprint is longer than %d bytes", BW_FINGERPRINT_BYTES - 1);
+    }
+    if ((spec->fine == NULL) != (fingerprints->fine[0] == '\0')) {
+        return bw_fail(error, BW_INVALID,
+                       "fine codes and their fingerprint are given together or not at all");
     }
     return BW_OK;
 }
@@ -193,6 +200,18 @@ static void fill_codes(const build *b, uint64_t first, uint32_t rows, uint8_t *c
     }
 }
 
+/* Fine codes stand row by row: who reads them reads whole ones, of few rows. */
+static void fill_fine(const build *b, uint64_t first, uint32_t rows, uint8_t *fine) {
+    for (uint32_t i = 0; i < rows; i++) {
+        uint64_t ahead = first + i + PREFETCH_ROWS;
+        if (ahead < b->spec->rows) {
+            __builtin_prefetch(b->spec->fine + (size_t)b->order[ahead] * BW_FINE_DIMS);
+        }
+        memcpy(fine + (size_t)i * BW_FINE_DIMS, b->spec->fine + (size_t)b->order[first + i] * BW_FINE_DIMS,
+               BW_FINE_DIMS);
+    }
+}
+
 static void fill_zones(const build *b, uint32_t block, uint32_t rows, const uint8_t *columns) {
     size_t zone_bytes = section_bytes(b, BW_SECTION_ZONES), stride = zone_bytes / 2 / BW_DIMS;
     for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
@@ -268,6 +287,9 @@ static void make_tile(build *b, uint32_t index) {
     for (uint32_t i = 0; i < rows; i++) {
         ids[i] = b->spec->ids[b->order[first + i]];
     }
+    if (b->fine != NULL) {
+        fill_fine(b, first, rows, b->fine + index * TILE_FINE_BYTES);
+    }
     for (uint32_t start = 0; start < rows; start += BW_BLOCK_ROWS) {
         uint32_t in_block = rows - start < BW_BLOCK_ROWS ? rows - start : BW_BLOCK_ROWS;
         uint32_t block = (uint32_t)((first + start) / BW_BLOCK_ROWS);
@@ -297,12 +319,13 @@ static void make_tiles(void *context, uint32_t worker) {
     }
 }
 
+/* Rows evenly spaced, dealt out to the blocks one by one: each block by itself is an even sample as well. */
 static void make_sample(build *b) {
-    uint64_t rows = b->spec->rows, sample_rows = rows < BW_SAMPLE_ROWS ? rows : BW_SAMPLE_ROWS;
-    for (uint64_t i = 0; i < sample_rows; i++) {
+    uint64_t rows = b->spec->rows;
+    for (uint64_t i = 0; b->sample != NULL && i < BW_SAMPLE_ROWS; i++) {
         const uint8_t *code =
-            b->spec->codes + (size_t)b->order[(2 * i + 1) * rows / (2 * sample_rows)] * BW_DIMS;
-        uint8_t *to = b->sample + (size_t)(i / BW_BLOCK_ROWS) * BW_BLOCK_ROWS * BW_DIMS + i % BW_BLOCK_ROWS;
+            b->spec->codes + (size_t)b->order[(2 * i + 1) * rows / (2 * BW_SAMPLE_ROWS)] * BW_DIMS;
+        uint8_t *to = b->sample + i % BW_SAMPLE_BLOCKS * BW_BLOCK_ROWS * BW_DIMS + i / BW_SAMPLE_BLOCKS;
         for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
             to[(size_t)dim * BW_BLOCK_ROWS] = code[dim];
         }
@@ -314,17 +337,20 @@ static void lay_out(build *b) {
     bw_segment_header *header = &b->header;
     uint64_t end = BW_HEADER_BYTES;
     for (uint32_t kind = BW_SECTION_IDS; kind < BW_SECTION_KINDS; kind++) {
-        bw_section *section = &header->table[header->sections++];
-        *section = (bw_section){
-            .kind = kind, .offset = bw_round_up(end, BW_SECTION_ALIGN), .bytes = section_bytes(b, kind)};
-        end = section->offset + section->bytes;
+        if (bw_section_wanted(kind, header->rows, &header->fingerprints)) {
+            bw_section *section = &header->table[header->sections++];
+            *section = (bw_section){
+                .kind = kind, .offset = bw_round_up(end, BW_SECTION_ALIGN), .bytes = section_bytes(b, kind)};
+            end = section->offset + section->bytes;
+            b->sections[kind] = section;
+        }
     }
     header->bytes = end;
 }
 
 /* The bytes of a section from `at` on. Its checksum grows with them, so they come in order. */
 static int32_t write_part(build *b, uint32_t kind, uint64_t at, const void *data, size_t bytes) {
-    bw_section *section = &b->header.table[kind - BW_SECTION_IDS];
+    bw_section *section = b->sections[kind];
     section->checksum = bw_kernels_get()->crc32c(section->checksum, data, bytes);
     return bw_writer_rewrite(b->writer, section->offset + at, data, bytes, b->error);
 }
@@ -354,6 +380,9 @@ static int32_t write_tiles(build *b) {
             code = write_part(b, BW_SECTION_PLANES, first_row / BW_BLOCK_ROWS * BW_BLOCK_PLANES_BYTES,
                               b->planes, padded / BW_BLOCK_ROWS * BW_BLOCK_PLANES_BYTES);
         }
+        if (code == BW_OK && b->fine != NULL) {
+            code = write_part(b, BW_SECTION_FINE, first_row * BW_FINE_DIMS, b->fine, n * BW_FINE_DIMS);
+        }
         if (code == BW_OK) {
             code = report(b, ORDER_SHARE + FILL_SHARE * ((double)last_row / (double)rows));
         }
@@ -380,11 +409,14 @@ static int32_t write_sections(build *b) {
                   {BW_SECTION_HISTOGRAMS, b->histograms},
                   {BW_SECTION_SAMPLE, b->sample}};
     for (size_t i = 0; i < sizeof wholes / sizeof *wholes && code == BW_OK; i++) {
-        code = write_whole(b, wholes[i].kind, wholes[i].data);
+        if (b->sections[wholes[i].kind] != NULL) {
+            code = write_whole(b, wholes[i].kind, wholes[i].data);
+        }
     }
     if (code == BW_OK) {
         const bw_recall none = {0};
-        code = bw_writer_rewrite(b->writer, b->header.bytes - sizeof none, &none, sizeof none, b->error);
+        code = bw_writer_rewrite(b->writer, b->sections[BW_SECTION_RECALL]->offset, &none, sizeof none,
+                                 b->error);
     }
     return code == BW_OK ? write_header(b) : code;
 }
@@ -416,7 +448,9 @@ static int32_t make_parts(build *b) {
     uint64_t rows = b->spec->rows, tiles = bw_round_up(rows, BW_TILE_ROWS) / BW_TILE_ROWS;
     size_t zone_bytes = section_bytes(b, BW_SECTION_ZONES);
     size_t centroid_bytes = section_bytes(b, BW_SECTION_CENTROIDS);
-    size_t sample_bytes = section_bytes(b, BW_SECTION_SAMPLE);
+    bool sampled = bw_section_wanted(BW_SECTION_SAMPLE, rows, &b->header.fingerprints);
+    bool fine = bw_section_wanted(BW_SECTION_FINE, rows, &b->header.fingerprints);
+    size_t sample_bytes = sampled ? section_bytes(b, BW_SECTION_SAMPLE) : 0;
     b->tiles_max = tiles < BATCH_TILES ? (uint32_t)tiles : BATCH_TILES;
     b->order = bw_alloc_array(rows, sizeof *b->order);
     b->id_rows = bw_alloc_array(rows, sizeof *b->id_rows);
@@ -425,13 +459,16 @@ static int32_t make_parts(build *b) {
     b->planes = bw_alloc_aligned(b->tiles_max * TILE_PLANES_BYTES);
     b->zones = bw_alloc(zone_bytes);
     b->centroids = bw_alloc_zero(centroid_bytes, 1);
-    b->sample = bw_alloc_zero(sample_bytes, 1);
+    b->sample = sampled ? bw_alloc(sample_bytes) : NULL;
+    b->fine = fine ? bw_alloc_array(b->tiles_max, TILE_FINE_BYTES) : NULL;
     b->histograms = bw_alloc_zero(b->threads, sizeof *b->histograms);
     if (b->order == NULL || b->id_rows == NULL || b->ids == NULL || b->codes == NULL || b->planes == NULL ||
-        b->zones == NULL || b->centroids == NULL || b->sample == NULL || b->histograms == NULL) {
+        b->zones == NULL || b->centroids == NULL || (sampled && b->sample == NULL) ||
+        (fine && b->fine == NULL) || b->histograms == NULL) {
         return bw_fail_nomem(b->error, rows * 2 * sizeof *b->order +
-                                           b->tiles_max * (2 * TILE_BYTES + TILE_PLANES_BYTES) + zone_bytes +
-                                           centroid_bytes + sample_bytes);
+                                           b->tiles_max *
+                                               (2 * TILE_BYTES + TILE_PLANES_BYTES + fine * TILE_FINE_BYTES) +
+                                           zone_bytes + centroid_bytes + sample_bytes);
     }
     /* What no block overwrites overlaps no range. */
     memset(b->zones, 255, zone_bytes / 2);
@@ -448,6 +485,7 @@ static void free_parts(build *b) {
     bw_free(b->zones);
     bw_free(b->centroids);
     bw_free(b->sample);
+    bw_free(b->fine);
     bw_free(b->histograms);
 }
 

@@ -144,7 +144,8 @@ static int32_t check_kin(const bw_segment *segment, const uint8_t uuid[16],
     if (!fingerprints_equal(&segment->fingerprints, fingerprints)) {
         return bw_fail(
             error, BW_MISMATCH,
-            "segment %s: made with another encoder, head or quantizer (its fingerprints differ). " REPAIR,
+            "segment %s: made with another encoder, head or quantizer, of codes or of fine codes (its "
+            "fingerprints differ). " REPAIR,
             name);
     }
     return BW_OK;
@@ -707,12 +708,18 @@ void bw_index_gather(const bw_index *index, uint32_t segment, uint32_t row, uint
     }
 }
 
-int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint8_t *codes, uint8_t *found,
-                       bw_error *error) {
+static int32_t no_fine(bw_error *error) {
+    return bw_fail(error, BW_INVALID,
+                   "the index has no fine codes: they are kept where a collection is made of embeddings");
+}
+
+/* Of each id either the code or the fine code, whichever is not NULL. */
+static int32_t read_by_id(const bw_index *index, const int64_t *ids, size_t n, uint8_t *codes, uint8_t *fine,
+                          uint8_t *found, bw_error *error) {
     typedef struct place {
         uint32_t segment, row;
     } place;
-    if (n > 0 && (ids == NULL || codes == NULL)) {
+    if (n > 0 && (ids == NULL || (codes == NULL && fine == NULL))) {
         return bw_fail(error, BW_INVALID, "codes by id need ids and room for the codes");
     }
     place *places = bw_alloc_array(n, sizeof *places);
@@ -731,10 +738,16 @@ int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint
     }
     for (size_t i = 0; i < n; i++) {
         bool present = places[i].segment != UINT32_MAX;
-        if (present) {
+        if (present && codes != NULL) {
             bw_index_gather(index, places[i].segment, places[i].row, codes + i * BW_DIMS);
-        } else {
+        } else if (present) {
+            memcpy(fine + i * BW_FINE_DIMS,
+                   index->segments[places[i].segment]->fine + (size_t)places[i].row * BW_FINE_DIMS,
+                   BW_FINE_DIMS);
+        } else if (codes != NULL) {
             memset(codes + i * BW_DIMS, 0, BW_DIMS);
+        } else {
+            memset(fine + i * BW_FINE_DIMS, 0, BW_FINE_DIMS);
         }
         if (found != NULL) {
             found[i] = present;
@@ -744,8 +757,19 @@ int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint
     return BW_OK;
 }
 
-int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
+int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint8_t *codes, uint8_t *found,
+                       bw_error *error) {
+    return read_by_id(index, ids, n, codes, NULL, found, error);
+}
+
+int32_t bw_index_fine(const bw_index *index, const int64_t *ids, size_t n, uint8_t *fine, uint8_t *found,
                       bw_error *error) {
+    return index->info.fingerprints.fine[0] == '\0' ? no_fine(error)
+                                                    : read_by_id(index, ids, n, NULL, fine, found, error);
+}
+
+int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
+                      uint8_t *fine, bw_error *error) {
     if (first > index->info.rows || n > index->info.rows - first) {
         return bw_fail(error, BW_INVALID, "rows %llu to %llu of an index that has %llu",
                        (unsigned long long)first, (unsigned long long)first + (unsigned long long)n,
@@ -753,6 +777,9 @@ int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t
     }
     if (n > 0 && ids == NULL) {
         return bw_fail(error, BW_INVALID, "reading rows needs room for their ids");
+    }
+    if (fine != NULL && index->info.fingerprints.fine[0] == '\0') {
+        return no_fine(error);
     }
     uint32_t number = 0;
     while (n > 0) {
@@ -774,6 +801,10 @@ int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t
                 }
             }
             codes += (size_t)part * BW_DIMS;
+        }
+        if (fine != NULL) {
+            memcpy(fine, segment->fine + row * BW_FINE_DIMS, (size_t)part * BW_FINE_DIMS);
+            fine += (size_t)part * BW_FINE_DIMS;
         }
         first += part;
         n -= part;

@@ -38,6 +38,26 @@ extern const uint8_t bw_plane_class_ranges[BW_PLANE_CLASSES]; /* of a box of tha
 #define BW_PLANES_WORK(estimators, boxes)                                                                    \
     (64 * ((size_t)BW_PLANES_NONE + 1 + ((size_t)(estimators) + 7) / 8 * 8) + 2 * ((size_t)(boxes) + 16))
 
+/* A quadratic function of codes: the sum over dimensions dim[i] of (linear[i] + square[i] * y) * y, where
+ * y = value - centre[i]. The arrays stand in the order in which dimensions are added, eight at a time.
+ * |linear[i] + square[i] * y| <= 32,767 for every value, so that 16 bits hold it, and 32 bits any sum. */
+#define BW_GROUPS (BW_DIMS / 8)
+typedef struct bw_quadratic {
+    uint32_t groups; /* 1 .. BW_GROUPS; dimensions behind them add nothing */
+    uint8_t dim[BW_DIMS];
+    uint8_t best[BW_DIMS]; /* the value that adds most, where square[i] <= 0 */
+    int16_t centre[BW_DIMS];
+    int16_t linear[BW_DIMS];
+    int16_t square[BW_DIMS];
+} bw_quadratic;
+
+/* The same of fine codes, in the order of dimensions. */
+typedef struct bw_fine_quadratic {
+    int16_t centre[BW_FINE_DIMS];
+    int16_t linear[BW_FINE_DIMS];
+    int16_t square[BW_FINE_DIMS];
+} bw_fine_quadratic;
+
 #define BW_GATHER_STRIDE (BW_BLOCK_ROWS + 64) /* columns of 256 gathered rows, and room behind them */
 
 typedef struct bw_kernels {
@@ -84,10 +104,38 @@ typedef struct bw_kernels {
     void (*zone_distances)(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
                            const uint8_t query[BW_DIMS], uint32_t distances[64]);
 
-    /* scores[r] = constant + sum over d of table[d * 256 + value of row r in d], for the 256 rows of a block.
-     */
-    void (*scores)(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant,
-                   int64_t scores[256]);
+    /* Bit i: the quadratic is at least least[q->groups - 1] at point i of the 64, and sums[i] is its value;
+     * the others' sums are left open. A point may be given up whose sum is below least[g] after group g. */
+    uint64_t (*quadratic)(const uint8_t *points, size_t stride, const bw_quadratic *q,
+                          const int32_t least[BW_GROUPS], int32_t sums[64]);
+
+    /* Upper bounds for any point in the zone boxes of 64 blocks, b .. b + 63: most[64 * g + i] is what groups
+     * g and later ones add at most in block b + i. Those of places past the last block are left open. */
+    void (*quadratic_zones)(const uint8_t *zone_min, const uint8_t *zone_max, size_t zone_stride, size_t b,
+                            const bw_quadratic *q, int32_t most[BW_GROUPS * 64]);
+
+    /* The quadratic at one fine code. */
+    int32_t (*fine)(const uint8_t code[BW_FINE_DIMS], const bw_fine_quadratic *q);
+
+    /* ---- learning: kernels_learn.h. Doubles, every sum in the order given, over rows or over dimensions
+     * ---- */
+
+    /* p[i] = 1 / (1 + e^-x), x = b[dims] + the sum over d of column d's value i times b[d], cut to -30 .. 30.
+     * Column d starts at columns + d * stride. */
+    void (*logistics)(const double *columns, size_t stride, size_t n, const double *b, uint32_t dims,
+                      double *p);
+    /* The sum over rows of factors[i] times row i, `stride` entries, a multiple of 8. */
+    void (*gradients)(const double *rows, uint32_t stride, size_t n, const double *factors, double *gradient);
+    /* hessian[d][j] for d <= dims and j <= d: the sum over rows of (curvatures[i] * row[d]) * row[j]. Entries
+     * above the diagonal are left open; lines of `stride` entries. */
+    void (*hessians)(const double *rows, uint32_t stride, size_t n, const double *curvatures, uint32_t dims,
+                     double *hessian);
+    /* constant + the sum over d of (linear[d] + square[d] * x) * x for codes in columns; and the same in
+     * integers modulo 2^32. */
+    void (*values)(const uint8_t *columns, size_t stride, size_t n, uint32_t dims, const double *linear,
+                   const double *square, double constant, double *to);
+    void (*whole_values)(const uint8_t *columns, size_t stride, size_t n, uint32_t dims,
+                         const int32_t *linear, const int32_t *square, int32_t constant, int32_t *to);
 
     uint32_t (*crc32c)(uint32_t crc, const void *data, size_t bytes);
 } bw_kernels;
@@ -101,11 +149,8 @@ const bw_kernels *bw_kernels_avx2(void);
 const bw_kernels *bw_kernels_avx512(void);
 const bw_kernels *bw_kernels_neon(void);
 
-/* What several tables share: gathering, the scores, and the checksum by SSE4.2's instruction.
- */
+/* What several tables share: gathering, and the checksum by SSE4.2's instruction. */
 void bw_gather_generic(const uint8_t *from, size_t stride, uint32_t dims, uint64_t rows, uint8_t *to);
-void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant,
-                       int64_t scores[256]);
 uint32_t bw_crc32c_sse42(uint32_t crc, const void *data, size_t bytes); /* kernels_avx2.c */
 
 /* cpu.c */

@@ -11,7 +11,9 @@
 #include <string.h>
 
 #define PLANE_BYTES 32
+#include "kernels_learn.h"
 #include "kernels_planes.h"
+#include "kernels_score.h"
 
 static inline __m256i load(const uint8_t *at) {
     return _mm256_loadu_si256((const __m256i *)(const void *)at);
@@ -191,6 +193,72 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
     }
 }
 
+/* Two neighbouring 16-bit numbers of an array in every pair of places. */
+static inline __m256i two_of(const int16_t *numbers) {
+    int32_t both;
+    memcpy(&both, numbers, sizeof both);
+    return _mm256_set1_epi32(both);
+}
+
+/* Pairs of dimensions side by side in 32 bits, as in add_squares. */
+static uint64_t quadratic(const uint8_t *points, size_t stride, const bw_quadratic *q,
+                          const int32_t least[BW_GROUPS], int32_t out[64]) {
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i sums[8], most;
+    for (int k = 0; k < 8; k++) {
+        sums[k] = zero;
+    }
+    for (uint32_t group = 0; group < q->groups; group++) {
+        for (uint32_t i = 8 * group; i < 8 * group + 8; i += 2) {
+            const __m256i centre = two_of(q->centre + i), linear = two_of(q->linear + i),
+                          square = two_of(q->square + i);
+            for (int half = 0; half < 2; half++) {
+                __m256i a = load(points + q->dim[i] * stride + 32 * half);
+                __m256i b = load(points + q->dim[i + 1] * stride + 32 * half);
+                __m256i low = _mm256_unpacklo_epi8(a, b), high = _mm256_unpackhi_epi8(a, b);
+                __m256i pairs[4] = {_mm256_unpacklo_epi8(low, zero), _mm256_unpackhi_epi8(low, zero),
+                                    _mm256_unpacklo_epi8(high, zero), _mm256_unpackhi_epi8(high, zero)};
+                for (int k = 0; k < 4; k++) {
+                    __m256i y = _mm256_sub_epi16(pairs[k], centre);
+                    __m256i slope = _mm256_add_epi16(_mm256_mullo_epi16(y, square), linear);
+                    sums[4 * half + k] = _mm256_add_epi32(sums[4 * half + k], _mm256_madd_epi16(slope, y));
+                }
+            }
+        }
+        most = sums[0];
+        for (int k = 1; k < 8; k++) {
+            most = _mm256_max_epi32(most, sums[k]);
+        }
+        __m256i under = _mm256_cmpgt_epi32(_mm256_set1_epi32(least[group]), most);
+        if (_mm256_movemask_epi8(under) == -1) {
+            return 0;
+        }
+    }
+    store_sums(sums, (uint32_t *)out);
+    store_sums(sums + 4, (uint32_t *)out + 32);
+    const __m256i last = _mm256_set1_epi32(least[q->groups - 1]);
+    uint64_t reached = 0;
+    for (int k = 0; k < 8; k++) {
+        __m256i under = _mm256_cmpgt_epi32(last, load((const uint8_t *)(out + 8 * k)));
+        reached |= (uint64_t)(255 & ~_mm256_movemask_ps(_mm256_castsi256_ps(under))) << 8 * k;
+    }
+    return reached;
+}
+
+static int32_t fine(const uint8_t code[BW_FINE_DIMS], const bw_fine_quadratic *q) {
+    __m256i sum = _mm256_setzero_si256();
+    for (int d = 0; d < BW_FINE_DIMS; d += 16) {
+        __m256i x = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)(code + d)));
+        __m256i y = _mm256_sub_epi16(x, load((const uint8_t *)(q->centre + d)));
+        __m256i slope = _mm256_add_epi16(_mm256_mullo_epi16(y, load((const uint8_t *)(q->square + d))),
+                                         load((const uint8_t *)(q->linear + d)));
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(slope, y));
+    }
+    __m128i four = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(four, _mm_shuffle_epi32(four, 0xB1)));
+}
+
 /* ---- CRC-32C ----
  * The instruction has a latency of three cycles, so three stretches run side by side. The checksum register
  * after a stretch of STRETCH further bytes is the register before it times x^(8 STRETCH), modulo the
@@ -249,7 +317,14 @@ const bw_kernels *bw_kernels_avx2(void) {
         .distances = distances,
         .near = near,
         .zone_distances = zone_distances,
-        .scores = bw_scores_generic,
+        .quadratic = quadratic,
+        .quadratic_zones = quadratic_zones,
+        .fine = fine,
+        .logistics = logistics,
+        .gradients = gradients,
+        .hessians = hessians,
+        .values = values,
+        .whole_values = whole_values,
         .crc32c = bw_crc32c_sse42,
     };
     return &table;

@@ -33,7 +33,9 @@ static inline uint32_t plane_select_avx512(const uint64_t *words, uint32_t n, ui
     return count;
 }
 #define PLANE_SELECT plane_select_avx512
+#include "kernels_learn.h"
 #include "kernels_planes.h"
+#include "kernels_score.h"
 
 static inline __m512i load(const uint8_t *at) {
     return _mm512_loadu_si512((const void *)at);
@@ -195,6 +197,62 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
     store_sums(sums, distances);
 }
 
+/* Two neighbouring 16-bit numbers of an array in every pair of places. */
+static inline __m512i two_of(const int16_t *numbers) {
+    int32_t both;
+    memcpy(&both, numbers, sizeof both);
+    return _mm512_set1_epi32(both);
+}
+
+/* Pairs of dimensions side by side in 32 bits, as in add_squares. */
+static uint64_t quadratic(const uint8_t *points, size_t stride, const bw_quadratic *q,
+                          const int32_t least[BW_GROUPS], int32_t out[64]) {
+    const __m512i zero = _mm512_setzero_si512();
+    __m512i sums[4];
+    sums[0] = sums[1] = sums[2] = sums[3] = zero;
+    for (uint32_t group = 0; group < q->groups; group++) {
+        for (uint32_t i = 8 * group; i < 8 * group + 8; i += 2) {
+            const __m512i a = load(points + q->dim[i] * stride), b = load(points + q->dim[i + 1] * stride);
+            const __m512i centre = two_of(q->centre + i), linear = two_of(q->linear + i),
+                          square = two_of(q->square + i);
+            __m512i low = _mm512_unpacklo_epi8(a, b), high = _mm512_unpackhi_epi8(a, b);
+            __m512i pairs[4] = {_mm512_unpacklo_epi8(low, zero), _mm512_unpackhi_epi8(low, zero),
+                                _mm512_unpacklo_epi8(high, zero), _mm512_unpackhi_epi8(high, zero)};
+            for (int k = 0; k < 4; k++) {
+                __m512i y = _mm512_sub_epi16(pairs[k], centre);
+                __m512i slope = _mm512_add_epi16(_mm512_mullo_epi16(y, square), linear);
+                sums[k] = _mm512_add_epi32(sums[k], _mm512_madd_epi16(slope, y));
+            }
+        }
+        const __m512i most =
+            _mm512_max_epi32(_mm512_max_epi32(sums[0], sums[1]), _mm512_max_epi32(sums[2], sums[3]));
+        if (_mm512_cmpge_epi32_mask(most, _mm512_set1_epi32(least[group])) == 0) {
+            return 0;
+        }
+    }
+    store_sums(sums, (uint32_t *)out);
+    const __m512i last = _mm512_set1_epi32(least[q->groups - 1]);
+    uint64_t reached = 0;
+    for (int k = 0; k < 4; k++) {
+        __m512i row = _mm512_loadu_si512((const void *)(out + 16 * k));
+        reached |= (uint64_t)_mm512_cmpge_epi32_mask(row, last) << 16 * k;
+    }
+    return reached;
+}
+
+static int32_t fine(const uint8_t code[BW_FINE_DIMS], const bw_fine_quadratic *q) {
+    __m512i sum = _mm512_setzero_si512();
+    for (int d = 0; d < BW_FINE_DIMS; d += 32) {
+        __m512i x = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(const void *)(code + d)));
+        __m512i y = _mm512_sub_epi16(x, _mm512_loadu_si512((const void *)(q->centre + d)));
+        __m512i slope =
+            _mm512_add_epi16(_mm512_mullo_epi16(y, _mm512_loadu_si512((const void *)(q->square + d))),
+                             _mm512_loadu_si512((const void *)(q->linear + d)));
+        sum = _mm512_add_epi32(sum, _mm512_madd_epi16(slope, y));
+    }
+    return _mm512_reduce_add_epi32(sum);
+}
+
 const bw_kernels *bw_kernels_avx512(void) {
     static const bw_kernels table = {
         .name = "avx512",
@@ -205,7 +263,14 @@ const bw_kernels *bw_kernels_avx512(void) {
         .distances = distances,
         .near = near,
         .zone_distances = zone_distances,
-        .scores = bw_scores_generic,
+        .quadratic = quadratic,
+        .quadratic_zones = quadratic_zones,
+        .fine = fine,
+        .logistics = logistics,
+        .gradients = gradients,
+        .hessians = hessians,
+        .values = values,
+        .whole_values = whole_values,
         .crc32c = bw_crc32c_sse42,
     };
     return &table;

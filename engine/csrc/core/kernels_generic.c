@@ -5,7 +5,9 @@
 #include <string.h>
 
 #define PLANE_BYTES 16
+#include "kernels_learn.h"
 #include "kernels_planes.h"
+#include "kernels_score.h"
 
 const uint8_t bw_plane_class_ranges[BW_PLANE_CLASSES] = {0, 1, 2, 3, 4, 5, 6, 8, 12, 16, 32};
 
@@ -103,18 +105,36 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
     }
 }
 
-void bw_scores_generic(const uint8_t *block, size_t stride, const int64_t *table, int64_t constant,
-                       int64_t scores[256]) {
-    for (int r = 0; r < BW_BLOCK_ROWS; r++) {
-        scores[r] = constant;
-    }
-    for (int d = 0; d < BW_DIMS; d++) {
-        const uint8_t *column = block + d * stride;
-        const int64_t *entries = table + d * 256;
-        for (int r = 0; r < BW_BLOCK_ROWS; r++) {
-            scores[r] += entries[column[r]];
+static uint64_t quadratic(const uint8_t *points, size_t stride, const bw_quadratic *q,
+                          const int32_t least[BW_GROUPS], int32_t sums[64]) {
+    memset(sums, 0, 64 * sizeof *sums);
+    uint64_t reached = 0;
+    for (uint32_t group = 0; group < q->groups; group++) {
+        for (uint32_t i = 8 * group; i < 8 * group + 8; i++) {
+            const uint8_t *column = points + q->dim[i] * stride;
+            for (int k = 0; k < 64; k++) {
+                int32_t y = column[k] - q->centre[i];
+                sums[k] += (q->linear[i] + q->square[i] * y) * y;
+            }
+        }
+        reached = 0;
+        for (int k = 0; k < 64; k++) {
+            reached |= (uint64_t)(sums[k] >= least[group]) << k;
+        }
+        if (!reached) {
+            break;
         }
     }
+    return reached;
+}
+
+static int32_t fine(const uint8_t code[BW_FINE_DIMS], const bw_fine_quadratic *q) {
+    int32_t sum = 0;
+    for (int d = 0; d < BW_FINE_DIMS; d++) {
+        int32_t y = code[d] - q->centre[d];
+        sum += (q->linear[d] + q->square[d] * y) * y;
+    }
+    return sum;
 }
 
 const bw_kernels *bw_kernels_generic(void) {
@@ -127,7 +147,14 @@ const bw_kernels *bw_kernels_generic(void) {
         .distances = distances,
         .near = near,
         .zone_distances = zone_distances,
-        .scores = bw_scores_generic,
+        .quadratic = quadratic,
+        .quadratic_zones = quadratic_zones,
+        .fine = fine,
+        .logistics = logistics,
+        .gradients = gradients,
+        .hessians = hessians,
+        .values = values,
+        .whole_values = whole_values,
         .crc32c = bw_crc32c,
     };
     return &table;

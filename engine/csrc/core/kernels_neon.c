@@ -7,7 +7,9 @@
 #include <string.h>
 
 #define PLANE_BYTES 16
+#include "kernels_learn.h"
 #include "kernels_planes.h"
+#include "kernels_score.h"
 
 #if defined(__ARM_FEATURE_CRC32)
 #include <arm_acle.h>
@@ -155,6 +157,55 @@ static void zone_distances(const uint8_t *zone_min, const uint8_t *zone_max, siz
     }
 }
 
+/* Adds (linear + square * y) * y of eight values to their sums. */
+static inline void add_quadratic(int16x8_t x, int16x8_t centre, int16x8_t linear, int16x8_t square,
+                                 int32x4_t *low, int32x4_t *high) {
+    int16x8_t y = vsubq_s16(x, centre), slope = vmlaq_s16(linear, square, y);
+    *low = vmlal_s16(*low, vget_low_s16(slope), vget_low_s16(y));
+    *high = vmlal_high_s16(*high, slope, y);
+}
+
+static uint64_t quadratic(const uint8_t *points, size_t stride, const bw_quadratic *q,
+                          const int32_t least[BW_GROUPS], int32_t out[64]) {
+    uint64_t reached = 0;
+    for (int place = 0; place < 64; place += 16) {
+        int32x4_t sums[4];
+        sums[0] = sums[1] = sums[2] = sums[3] = vdupq_n_s32(0);
+        uint32_t group = 0;
+        for (; group < q->groups; group++) {
+            for (uint32_t i = 8 * group; i < 8 * group + 8; i++) {
+                const uint8x16_t x = vld1q_u8(points + q->dim[i] * stride + place);
+                const int16x8_t centre = vdupq_n_s16(q->centre[i]), linear = vdupq_n_s16(q->linear[i]),
+                                square = vdupq_n_s16(q->square[i]);
+                add_quadratic(vreinterpretq_s16_u16(vmovl_u8(vget_low_u8(x))), centre, linear, square,
+                              &sums[0], &sums[1]);
+                add_quadratic(vreinterpretq_s16_u16(vmovl_high_u8(x)), centre, linear, square, &sums[2],
+                              &sums[3]);
+            }
+            int32x4_t most = vmaxq_s32(vmaxq_s32(sums[0], sums[1]), vmaxq_s32(sums[2], sums[3]));
+            if (vmaxvq_s32(most) < least[group]) {
+                break;
+            }
+        }
+        for (int k = 0; group == q->groups && k < 4; k++) {
+            vst1q_s32(out + place + 4 * k, sums[k]);
+        }
+        for (int i = place; group == q->groups && i < place + 16; i++) {
+            reached |= (uint64_t)(out[i] >= least[q->groups - 1]) << i;
+        }
+    }
+    return reached;
+}
+
+static int32_t fine(const uint8_t code[BW_FINE_DIMS], const bw_fine_quadratic *q) {
+    int32x4_t low = vdupq_n_s32(0), high = low;
+    for (int d = 0; d < BW_FINE_DIMS; d += 8) {
+        add_quadratic(vreinterpretq_s16_u16(vmovl_u8(vld1_u8(code + d))), vld1q_s16(q->centre + d),
+                      vld1q_s16(q->linear + d), vld1q_s16(q->square + d), &low, &high);
+    }
+    return vaddvq_s32(vaddq_s32(low, high));
+}
+
 #if defined(__ARM_FEATURE_CRC32)
 static uint32_t crc32c(uint32_t crc, const void *data, size_t bytes) {
     const uint8_t *at = data;
@@ -185,7 +236,14 @@ const bw_kernels *bw_kernels_neon(void) {
         .distances = distances,
         .near = near,
         .zone_distances = zone_distances,
-        .scores = bw_scores_generic,
+        .quadratic = quadratic,
+        .quadratic_zones = quadratic_zones,
+        .fine = fine,
+        .logistics = logistics,
+        .gradients = gradients,
+        .hessians = hessians,
+        .values = values,
+        .whole_values = whole_values,
         .crc32c = crc32c,
     };
     return &table;

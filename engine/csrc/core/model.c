@@ -34,35 +34,89 @@ static int32_t check_within(const char *what, int64_t value, int64_t low, int64_
     return BW_OK;
 }
 
-/* The limits of the coefficients alone keep sums of any part of the score's terms, in any order, below 2^53:
+/* The limits of the coefficients alone keep sums of any part of a score's terms, in any order, below 2^53:
  * exact in doubles too. */
 _Static_assert(BW_MAX_CONSTANT + BW_MAX_ESTIMATORS * BW_MAX_VOTE_SCORE +
                        BW_DIMS * 255 * (BW_MAX_LINEAR + 255 * BW_MAX_SQUARE) <
                    MAX_SCORE,
                "scores are exact in doubles");
+_Static_assert(BW_MAX_CONSTANT + BW_FINE_DIMS * 255 * (BW_MAX_FINE_LINEAR + 255 * BW_MAX_FINE_SQUARE) <
+                   MAX_SCORE,
+               "fine scores are exact in doubles");
 
-static int32_t check_score(const bw_score *score, bw_error *error) {
-    char what[32];
-    for (uint32_t d = 0; d < BW_DIMS; d++) {
-        snprintf(what, sizeof what, "score.linear[%u]", d);
-        int32_t status = check_within(what, score->linear[d], -BW_MAX_LINEAR, BW_MAX_LINEAR, error);
+/* What the two scores of a model differ in. */
+typedef struct score_kind {
+    const char *name; /* of the member */
+    uint32_t dims;
+    int64_t linear, square; /* largest magnitudes */
+} score_kind;
+
+static const score_kind of_codes = {"score", BW_DIMS, BW_MAX_LINEAR, BW_MAX_SQUARE};
+static const score_kind of_fine = {"fine", BW_FINE_DIMS, BW_MAX_FINE_LINEAR, BW_MAX_FINE_SQUARE};
+
+static int32_t check_term(const score_kind *kind, const bw_term *term, uint32_t number, bw_error *error) {
+    char what[48];
+    for (uint32_t d = 0; d < kind->dims; d++) {
+        snprintf(what, sizeof what, "%s.terms[%u].linear[%u]", kind->name, number, d);
+        int32_t status = check_within(what, term->linear[d], -kind->linear, kind->linear, error);
         if (!status) {
-            snprintf(what, sizeof what, "score.square[%u]", d);
-            status = check_within(what, score->square[d], -BW_MAX_SQUARE, BW_MAX_SQUARE, error);
+            snprintf(what, sizeof what, "%s.terms[%u].square[%u]", kind->name, number, d);
+            status = check_within(what, term->square[d], -kind->square, kind->square, error);
         }
         if (status) {
             return status;
         }
     }
-    int32_t status =
-        check_within("score.constant", score->constant, -BW_MAX_CONSTANT, BW_MAX_CONSTANT, error);
-    if (!status) {
-        status = check_within("score.votes", score->votes, -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE, error);
+    snprintf(what, sizeof what, "%s.terms[%u].constant", kind->name, number);
+    return check_within(what, term->constant, -BW_MAX_CONSTANT, BW_MAX_CONSTANT, error);
+}
+
+static int32_t check_score(const score_kind *kind, const bw_score *score, bw_error *error) {
+    char what[32];
+    if (score->terms < 1 || score->terms > BW_MAX_TERMS) {
+        return bw_fail(error, BW_INVALID, "model: %s.terms: there are %u of them; 1 to %d are allowed",
+                       kind->name, score->terms, BW_MAX_TERMS);
+    }
+    int32_t status = BW_OK;
+    for (uint32_t t = 0; !status && t < score->terms; t++) {
+        status = check_term(kind, &score->term[t], t, error);
     }
     if (!status) {
-        status = check_within("score.shift", score->shift, 0, BW_MAX_SHIFT, error);
+        snprintf(what, sizeof what, "%s.votes", kind->name);
+        status = check_within(what, score->votes, -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE, error);
+    }
+    if (!status) {
+        snprintf(what, sizeof what, "%s.shift", kind->name);
+        status = check_within(what, score->shift, 0, BW_MAX_SHIFT, error);
     }
     return status;
+}
+
+/* A copy in which no two terms are the same and all beyond the kind's dimensions is zero. */
+static bw_score *copy_score(const score_kind *kind, const bw_score *score) {
+    bw_score *copy = bw_alloc_zero(1, sizeof *copy);
+    if (!copy) {
+        return NULL;
+    }
+    copy->shift = score->shift;
+    copy->votes = score->votes;
+    copy->has_threshold = score->has_threshold;
+    copy->threshold = score->has_threshold ? score->threshold : 0;
+    for (uint32_t t = 0; t < score->terms; t++) {
+        bw_term *term = &copy->term[copy->terms];
+        memcpy(term->linear, score->term[t].linear, kind->dims * sizeof *term->linear);
+        memcpy(term->square, score->term[t].square, kind->dims * sizeof *term->square);
+        term->constant = score->term[t].constant;
+        bool again = false;
+        for (uint32_t other = 0; other < copy->terms && !again; other++) {
+            again = memcmp(term, &copy->term[other], sizeof *term) == 0;
+        }
+        copy->terms += !again;
+    }
+    if (copy->terms < BW_MAX_TERMS) {
+        memset(&copy->term[copy->terms], 0, sizeof copy->term[0]);
+    }
+    return copy;
 }
 
 static int32_t check_boxes(uint32_t estimators, const uint32_t *first_box, const bw_ranges *boxes,
@@ -160,7 +214,8 @@ static int32_t copy_training(const char *training, char **copy, bw_error *error)
 
 int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estimators,
                      const uint32_t *first_box, const bw_ranges *boxes, uint32_t threshold,
-                     const bw_score *score, const char *training, bw_model **model, bw_error *error) {
+                     const bw_score *score, const char *fine_quantizer, const bw_score *fine,
+                     const char *training, bw_model **model, bw_error *error) {
     if (!is_learner_name(learner)) {
         return bw_fail(error, BW_INVALID,
                        "model: learner: expected a name of 1 to 15 lower-case letters, digits, '_' and '-'");
@@ -168,6 +223,11 @@ int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estima
     quantizer = quantizer ? quantizer : "";
     if (!is_fingerprint(quantizer)) {
         return bw_fail(error, BW_INVALID, "model: quantizer: expected at most 31 bytes of printable ASCII");
+    }
+    fine_quantizer = fine && fine_quantizer ? fine_quantizer : "";
+    if (!is_fingerprint(fine_quantizer)) {
+        return bw_fail(error, BW_INVALID,
+                       "model: fine.quantizer: expected at most 31 bytes of printable ASCII");
     }
     int32_t status = check_boxes(estimators, first_box, boxes, error);
     if (status) {
@@ -178,7 +238,13 @@ int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estima
                        "model: threshold: %u is out of range 0..%u, the number of estimators", threshold,
                        estimators);
     }
-    status = score ? check_score(score, error) : BW_OK;
+    status = score ? check_score(&of_codes, score, error) : BW_OK;
+    if (!status && fine) {
+        status = check_score(&of_fine, fine, error);
+    }
+    if (!status && fine && fine->votes != 0) {
+        status = bw_fail(error, BW_INVALID, "model: fine.votes: a fine score takes no votes");
+    }
     if (status) {
         return status;
     }
@@ -189,9 +255,11 @@ int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estima
     }
     m->first_box = bw_alloc_array((size_t)estimators + 1, sizeof *m->first_box);
     m->boxes = bw_alloc_array(count, sizeof *m->boxes);
-    if (!m->first_box || !m->boxes) {
+    m->score = score ? copy_score(&of_codes, score) : NULL;
+    m->fine = fine ? copy_score(&of_fine, fine) : NULL;
+    if (!m->first_box || !m->boxes || (score && !m->score) || (fine && !m->fine)) {
         bw_model_free(m);
-        return bw_fail_nomem(error, count * sizeof *m->boxes);
+        return bw_fail_nomem(error, count * sizeof *m->boxes + sizeof *m->score);
     }
     status = training ? copy_training(training, &m->training, error) : BW_OK;
     if (status) {
@@ -206,24 +274,23 @@ int32_t bw_model_new(const char *learner, const char *quantizer, uint32_t estima
     if (count > 0) {
         memcpy(m->boxes, boxes, count * sizeof *m->boxes);
     }
-    if (score) {
-        m->has_score = true;
-        m->score = *score;
-    }
+    memcpy(m->fine_quantizer, fine_quantizer, strlen(fine_quantizer) + 1);
     *model = m;
     return BW_OK;
 }
 
 int32_t bw_model_copy(const bw_model *model, bw_model **copy, bw_error *error) {
     return bw_model_new(model->learner, model->quantizer, model->estimators, model->first_box, model->boxes,
-                        model->threshold, model->has_score ? &model->score : NULL, model->training, copy,
-                        error);
+                        model->threshold, model->score, model->fine_quantizer, model->fine, model->training,
+                        copy, error);
 }
 
 void bw_model_free(bw_model *model) {
     if (model) {
         bw_free(model->first_box);
         bw_free(model->boxes);
+        bw_free(model->score);
+        bw_free(model->fine);
         bw_free(model->training);
         bw_free(model);
     }
@@ -231,9 +298,11 @@ void bw_model_free(bw_model *model) {
 
 /* ---- reading JSON ---- */
 
-static const char *const member_names[] = {"boxwood_model", "learner",   "dims",  "quantizer",
-                                           "estimators",    "threshold", "score", "training"};
-static const char *const score_names[] = {"linear", "square", "constant", "votes", "shift", "threshold"};
+static const char *const member_names[] = {"boxwood_model", "learner", "dims", "quantizer", "estimators",
+                                           "threshold",     "score",   "fine", "training"};
+static const char *const score_names[] = {"terms", "votes", "shift", "threshold"};
+static const char *const fine_names[] = {"quantizer", "terms", "shift", "threshold"};
+static const char *const term_names[] = {"linear", "square", "constant"};
 
 static int32_t check_names(const bw_json *json, const bw_json_value *object, const char *path,
                            const char *const *names, size_t n, bw_error *error) {
@@ -254,7 +323,7 @@ static int32_t check_names(const bw_json *json, const bw_json_value *object, con
     return BW_OK;
 }
 
-/* A member of a kind, which must be there. `path` is "" or "score.". */
+/* A member of a kind, which must be there. `path` is what stands before its name, e.g. "score.". */
 static int32_t need(const bw_json *json, const bw_json_value *object, const char *path, const char *name,
                     bw_json_kind kind, const bw_json_value **value, bw_error *error) {
     static const char *const kinds[] = {"null",     "false",    "true",   "an integer",
@@ -385,21 +454,22 @@ static int32_t read_estimators(const bw_json *json, const bw_json_value *list, u
     return BW_OK;
 }
 
-static int32_t read_coefficients(const bw_json *json, const bw_json_value *object, const char *name,
-                                 int64_t limit, int64_t coefficients[BW_DIMS], bw_error *error) {
+static int32_t read_coefficients(const bw_json *json, const bw_json_value *object, const char *path,
+                                 const char *name, uint32_t dims, int64_t limit, int64_t *coefficients,
+                                 bw_error *error) {
     const bw_json_value *list;
-    int32_t status = need(json, object, "score.", name, BW_JSON_ARRAY, &list, error);
+    int32_t status = need(json, object, path, name, BW_JSON_ARRAY, &list, error);
     if (status) {
         return status;
     }
-    if (list->count != BW_DIMS) {
-        return bw_fail(error, BW_INVALID, "model: score.%s: expected 32 integers, got %u values", name,
-                       list->count);
+    if (list->count != dims) {
+        return bw_fail(error, BW_INVALID, "model: %s%s: expected %u integers, got %u values", path, name,
+                       dims, list->count);
     }
     const bw_json_value *value = list + 1;
-    for (uint32_t d = 0; d < BW_DIMS; d++, value++) {
-        char what[48];
-        snprintf(what, sizeof what, "score.%s[%u]", name, d);
+    for (uint32_t d = 0; d < dims; d++, value++) {
+        char what[64];
+        snprintf(what, sizeof what, "%s%s[%u]", path, name, d);
         if (value->kind != BW_JSON_INTEGER) {
             return bw_fail(error, BW_INVALID, "model: %s: expected an integer", what);
         }
@@ -412,27 +482,53 @@ static int32_t read_coefficients(const bw_json *json, const bw_json_value *objec
     return BW_OK;
 }
 
-static int32_t read_score(const bw_json *json, const bw_json_value *object, bw_score *score,
-                          bw_error *error) {
-    int64_t shift = 0;
+static int32_t read_term(const bw_json *json, const bw_json_value *object, const score_kind *kind,
+                         uint32_t number, bw_term *term, bw_error *error) {
+    char path[32];
+    snprintf(path, sizeof path, "%s.terms[%u]", kind->name, number);
+    if (object->kind != BW_JSON_OBJECT) {
+        return bw_fail(error, BW_INVALID, "model: %s: expected an object", path);
+    }
+    strcat(path, ": ");
     int32_t status =
-        check_names(json, object, "score: ", score_names, sizeof score_names / sizeof *score_names, error);
+        check_names(json, object, path, term_names, sizeof term_names / sizeof *term_names, error);
+    snprintf(path, sizeof path, "%s.terms[%u].", kind->name, number);
     if (!status) {
-        status = read_coefficients(json, object, "linear", BW_MAX_LINEAR, score->linear, error);
+        status =
+            read_coefficients(json, object, path, "linear", kind->dims, kind->linear, term->linear, error);
     }
     if (!status) {
-        status = read_coefficients(json, object, "square", BW_MAX_SQUARE, score->square, error);
+        status =
+            read_coefficients(json, object, path, "square", kind->dims, kind->square, term->square, error);
     }
     if (!status) {
-        status = need_integer(json, object, "score.", "constant", -BW_MAX_CONSTANT, BW_MAX_CONSTANT,
-                              &score->constant, error);
+        status = need_integer(json, object, path, "constant", -BW_MAX_CONSTANT, BW_MAX_CONSTANT,
+                              &term->constant, error);
+    }
+    return status;
+}
+
+/* What both scores have: terms, shift and threshold. */
+static int32_t read_score(const bw_json *json, const bw_json_value *object, const score_kind *kind,
+                          bw_score *score, bw_error *error) {
+    int64_t shift = 0;
+    const bw_json_value *terms;
+    char path[8];
+    snprintf(path, sizeof path, "%s.", kind->name);
+    int32_t status = need(json, object, path, "terms", BW_JSON_ARRAY, &terms, error);
+    if (!status && (terms->count < 1 || terms->count > BW_MAX_TERMS)) {
+        status = bw_fail(error, BW_INVALID, "model: %sterms: there are %u of them; 1 to %d are allowed", path,
+                         terms->count, BW_MAX_TERMS);
+    }
+    if (status) {
+        return status;
+    }
+    uint32_t at = (uint32_t)(terms - json->values) + 1;
+    for (; !status && score->terms < terms->count; score->terms++, at = json->values[at].next) {
+        status = read_term(json, &json->values[at], kind, score->terms, &score->term[score->terms], error);
     }
     if (!status) {
-        status = need_integer(json, object, "score.", "votes", -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE,
-                              &score->votes, error);
-    }
-    if (!status) {
-        status = need_integer(json, object, "score.", "shift", 0, BW_MAX_SHIFT, &shift, error);
+        status = need_integer(json, object, path, "shift", 0, BW_MAX_SHIFT, &shift, error);
     }
     if (status) {
         return status;
@@ -440,12 +536,46 @@ static int32_t read_score(const bw_json *json, const bw_json_value *object, bw_s
     score->shift = (int32_t)shift;
     const bw_json_value *threshold = bw_json_member(json, object, "threshold");
     if (!threshold || (threshold->kind != BW_JSON_NULL && threshold->kind != BW_JSON_INTEGER)) {
-        return bw_fail(error, BW_INVALID, "model: score.threshold%s",
+        return bw_fail(error, BW_INVALID, "model: %sthreshold%s", path,
                        threshold ? ": expected an integer or null" : " is missing; it is an integer or null");
     }
     score->has_threshold = threshold->kind == BW_JSON_INTEGER;
     score->threshold = score->has_threshold ? threshold->integer : 0;
     return BW_OK;
+}
+
+/* The member `score` or `fine`, where it is there. *score is owned by the caller, on failure too. */
+static int32_t read_scores(const bw_json *json, const bw_json_value *document, const score_kind *kind,
+                           bw_score **score, const char **fine_quantizer, bw_error *error) {
+    const bw_json_value *object = bw_json_member(json, document, kind->name);
+    if (!object) {
+        return BW_OK;
+    }
+    int32_t status = need(json, document, "", kind->name, BW_JSON_OBJECT, &object, error);
+    if (status) {
+        return status;
+    }
+    *score = bw_alloc_zero(1, sizeof **score);
+    if (!*score) {
+        return bw_fail_nomem(error, sizeof **score);
+    }
+    if (kind == &of_codes) {
+        status = check_names(json, object, "score: ", score_names, sizeof score_names / sizeof *score_names,
+                             error);
+        if (!status) {
+            status = need_integer(json, object, "score.", "votes", -BW_MAX_VOTE_SCORE, BW_MAX_VOTE_SCORE,
+                                  &(*score)->votes, error);
+        }
+    } else {
+        const bw_json_value *quantizer = bw_json_member(json, object, "quantizer");
+        status =
+            check_names(json, object, "fine: ", fine_names, sizeof fine_names / sizeof *fine_names, error);
+        if (!status && quantizer && quantizer->kind != BW_JSON_STRING) {
+            status = bw_fail(error, BW_INVALID, "model: fine.quantizer: expected a string");
+        }
+        *fine_quantizer = !status && quantizer ? quantizer->string : NULL;
+    }
+    return status ? status : read_score(json, object, kind, *score, error);
 }
 
 static int32_t read_model(const char *text, const bw_json *json, bw_model **model, bw_error *error) {
@@ -483,17 +613,6 @@ static int32_t read_model(const char *text, const bw_json *json, bw_model **mode
     if (quantizer && quantizer->kind != BW_JSON_STRING) {
         return bw_fail(error, BW_INVALID, "model: quantizer: expected a string");
     }
-    bw_score score = {0};
-    const bw_json_value *object = bw_json_member(json, document, "score");
-    if (object) {
-        status = need(json, document, "", "score", BW_JSON_OBJECT, &object, error);
-        if (!status) {
-            status = read_score(json, object, &score, error);
-        }
-        if (status) {
-            return status;
-        }
-    }
     const bw_json_value *remembered = bw_json_member(json, document, "training");
     char *training = NULL;
     if (remembered) {
@@ -511,14 +630,24 @@ static int32_t read_model(const char *text, const bw_json *json, bw_model **mode
     }
     uint32_t *first_box = NULL;
     bw_ranges *boxes = NULL;
-    status = read_estimators(json, estimators, &first_box, &boxes, error);
+    bw_score *score = NULL, *fine = NULL;
+    const char *fine_quantizer = NULL;
+    status = read_scores(json, document, &of_codes, &score, NULL, error);
+    if (!status) {
+        status = read_scores(json, document, &of_fine, &fine, &fine_quantizer, error);
+    }
+    if (!status) {
+        status = read_estimators(json, estimators, &first_box, &boxes, error);
+    }
     if (!status) {
         status =
             bw_model_new(learner->string, quantizer ? quantizer->string : "", estimators->count, first_box,
-                         boxes, (uint32_t)threshold, object ? &score : NULL, training, model, error);
+                         boxes, (uint32_t)threshold, score, fine_quantizer, fine, training, model, error);
     }
     bw_free(first_box);
     bw_free(boxes);
+    bw_free(score);
+    bw_free(fine);
     bw_free(training);
     return status;
 }
@@ -552,12 +681,32 @@ static void append_quoted(bw_text *text, const char *string) {
     bw_text_append(text, "\"");
 }
 
-static void append_integers(bw_text *text, const char *name, const int64_t numbers[BW_DIMS]) {
+static void append_integers(bw_text *text, const char *name, const int64_t *numbers, uint32_t n) {
     bw_text_append(text, "\"%s\":[", name);
-    for (uint32_t d = 0; d < BW_DIMS; d++) {
+    for (uint32_t d = 0; d < n; d++) {
         bw_text_append(text, "%s%lld", d ? "," : "", (long long)numbers[d]);
     }
-    bw_text_append(text, "]");
+    bw_text_append(text, "],");
+}
+
+static void append_terms(bw_text *text, const bw_score *score, uint32_t dims) {
+    bw_text_append(text, "\"terms\":[");
+    for (uint32_t t = 0; t < score->terms; t++) {
+        bw_text_append(text, t ? ",{" : "{");
+        append_integers(text, "linear", score->term[t].linear, dims);
+        append_integers(text, "square", score->term[t].square, dims);
+        bw_text_append(text, "\"constant\":%lld}", (long long)score->term[t].constant);
+    }
+    bw_text_append(text, "],");
+}
+
+static void append_cut(bw_text *text, const bw_score *score) {
+    bw_text_append(text, "\"shift\":%d,\"threshold\":", score->shift);
+    if (score->has_threshold) {
+        bw_text_append(text, "%lld}", (long long)score->threshold);
+    } else {
+        bw_text_append(text, "null}");
+    }
 }
 
 static int32_t finish_text(bw_text *text, char **out, bw_error *error) {
@@ -590,19 +739,18 @@ int32_t bw_model_to_json(const bw_model *model, char **json, bw_error *error) {
         bw_text_append(&text, "]");
     }
     bw_text_append(&text, "],\"threshold\":%u", model->threshold);
-    if (model->has_score) {
-        const bw_score *score = &model->score;
+    if (model->score) {
         bw_text_append(&text, ",\"score\":{");
-        append_integers(&text, "linear", score->linear);
+        append_terms(&text, model->score, BW_DIMS);
+        bw_text_append(&text, "\"votes\":%lld,", (long long)model->score->votes);
+        append_cut(&text, model->score);
+    }
+    if (model->fine) {
+        bw_text_append(&text, ",\"fine\":{\"quantizer\":");
+        append_quoted(&text, model->fine_quantizer);
         bw_text_append(&text, ",");
-        append_integers(&text, "square", score->square);
-        bw_text_append(&text, ",\"constant\":%lld,\"votes\":%lld,\"shift\":%d,\"threshold\":",
-                       (long long)score->constant, (long long)score->votes, score->shift);
-        if (score->has_threshold) {
-            bw_text_append(&text, "%lld}", (long long)score->threshold);
-        } else {
-            bw_text_append(&text, "null}");
-        }
+        append_terms(&text, model->fine, BW_FINE_DIMS);
+        append_cut(&text, model->fine);
     }
     if (model->training) {
         bw_text_append(&text, ",\"training\":%s", model->training);
@@ -707,11 +855,55 @@ static void sql_product(bw_text *text, int64_t factor, bool *first) {
     *first = false;
 }
 
+static void sql_constant(bw_text *text, int64_t constant, bool first) {
+    if (first) {
+        bw_text_append(text, "%lld", (long long)constant);
+    } else if (constant != 0) {
+        bw_text_append(text, " %c %lld", constant < 0 ? '-' : '+',
+                       (long long)(constant < 0 ? -constant : constant));
+    }
+}
+
+static void sql_value(bw_text *text, bool fine, uint32_t d) {
+    bw_text_append(text, fine ? "CAST(fine[%u] AS BIGINT)" : "CAST(d%02u AS BIGINT)", fine ? d + 1 : d);
+}
+
+/* A chain of up to 256 products: as deep as it is long, so that it is written in groups of CHAIN dimensions.
+ */
+static void sql_term(bw_text *text, const bw_term *term, bool fine, bool *first) {
+    uint32_t dims = fine ? BW_FINE_DIMS : BW_DIMS;
+    for (uint32_t from = 0; from < dims; from += CHAIN) {
+        bool opening = true;
+        for (uint32_t d = from; d < from + CHAIN; d++) {
+            if (term->linear[d] == 0 && term->square[d] == 0) {
+                continue;
+            }
+            if (opening && fine) {
+                bw_text_append(text, *first ? "(" : " + (");
+                *first = true;
+            }
+            opening = false;
+            if (term->linear[d] != 0) {
+                sql_product(text, term->linear[d], first);
+                sql_value(text, fine, d);
+            }
+            if (term->square[d] != 0) {
+                sql_product(text, term->square[d], first);
+                sql_value(text, fine, d);
+                bw_text_append(text, " * ");
+                sql_value(text, fine, d);
+            }
+        }
+        if (fine && !opening) {
+            bw_text_append(text, ")");
+        }
+    }
+}
+
 /* score >= threshold; `always` estimators that vote for every row are not among model's. */
-static void sql_score(bw_text *text, const bw_model *model, uint32_t always) {
-    const bw_score *score = &model->score;
-    int64_t constant = score->constant + score->votes * (int64_t)always;
-    bool first = true;
+static void sql_score(bw_text *text, const bw_model *model, const bw_score *score, uint32_t always) {
+    bool fine = score == model->fine, first = true;
+    int64_t constant = score->votes * (int64_t)always;
     bw_text_append(text, "(");
     if (score->votes != 0 && model->estimators > 0) {
         sql_product(text, score->votes, &first);
@@ -719,22 +911,21 @@ static void sql_score(bw_text *text, const bw_model *model, uint32_t always) {
         sql_chain(text, " + ", 0, model->estimators, sql_vote, model);
         bw_text_append(text, " AS BIGINT)");
     }
-    for (uint32_t d = 0; d < BW_DIMS; d++) {
-        if (score->linear[d] != 0) {
-            sql_product(text, score->linear[d], &first);
-            bw_text_append(text, "CAST(d%02u AS BIGINT)", d);
+    if (score->terms == 1) {
+        constant += score->term[0].constant;
+        sql_term(text, &score->term[0], fine, &first);
+    } else {
+        bw_text_append(text, first ? "greatest(" : " + greatest(");
+        for (uint32_t t = 0; t < score->terms; t++) {
+            bool alone = true;
+            bw_text_append(text, t ? ", " : "");
+            sql_term(text, &score->term[t], fine, &alone);
+            sql_constant(text, score->term[t].constant, alone);
         }
-        if (score->square[d] != 0) {
-            sql_product(text, score->square[d], &first);
-            bw_text_append(text, "CAST(d%02u AS BIGINT) * CAST(d%02u AS BIGINT)", d, d);
-        }
+        bw_text_append(text, ")");
+        first = false;
     }
-    if (first) {
-        bw_text_append(text, "%lld", (long long)constant);
-    } else if (constant != 0) {
-        bw_text_append(text, " %c %lld", constant < 0 ? '-' : '+',
-                       (long long)(constant < 0 ? -constant : constant));
-    }
+    sql_constant(text, constant, first);
     bw_text_append(text, " >= %lld)", (long long)score->threshold);
 }
 
@@ -787,23 +978,34 @@ int32_t bw_model_to_sql(const bw_model *model, char **sql, bw_error *error) {
     varying.threshold = model->threshold > always ? model->threshold - always : 0;
 
     bw_text text = {0};
-    const bw_score *score = &model->score;
-    bool by_score = model->has_score && score->has_threshold && score->threshold > -MAX_SCORE;
-    if (varying.threshold > varying.estimators || (by_score && score->threshold >= MAX_SCORE)) {
-        bw_text_append(&text, "FALSE");
-    } else if (varying.threshold == 0 && !by_score) {
-        bw_text_append(&text, "TRUE");
-    } else if (varying.threshold == 0) {
-        sql_score(&text, &varying, always);
-    } else if (!by_score) {
-        sql_votes(&text, &varying);
-    } else {
-        bw_text_append(&text, "(");
-        sql_votes(&text, &varying);
-        bw_text_append(&text, " AND ");
-        sql_score(&text, &varying, always);
-        bw_text_append(&text, ")");
+    const bw_score *scores[2] = {model->score, model->fine};
+    const char *separator = "";
+    bool never = varying.threshold > varying.estimators;
+    int parts = varying.threshold > 0;
+    for (int i = 0; i < 2; i++) {
+        if (scores[i] && (!scores[i]->has_threshold || scores[i]->threshold <= -MAX_SCORE)) {
+            scores[i] = NULL;
+        }
+        never = never || (scores[i] && scores[i]->threshold >= MAX_SCORE);
+        parts += scores[i] != NULL;
     }
+    if (never || parts == 0) {
+        bw_text_append(&text, never ? "FALSE" : "TRUE");
+        parts = 0;
+    }
+    bw_text_append(&text, parts > 1 ? "(" : "");
+    if (parts > 0 && varying.threshold > 0) {
+        sql_votes(&text, &varying);
+        separator = " AND ";
+    }
+    for (int i = 0; parts > 0 && i < 2; i++) {
+        if (scores[i]) {
+            bw_text_append(&text, "%s", separator);
+            sql_score(&text, &varying, scores[i], always);
+            separator = " AND ";
+        }
+    }
+    bw_text_append(&text, parts > 1 ? ")" : "");
     bw_free(varying.first_box);
     bw_free(varying.boxes);
     return finish_text(&text, sql, error);
@@ -812,15 +1014,24 @@ int32_t bw_model_to_sql(const bw_model *model, char **sql, bw_error *error) {
 /* ---- describing and evaluating ---- */
 
 void bw_model_describe(const bw_model *model, bw_model_info *info) {
+    const bw_score *score = model->score, *fine = model->fine;
     *info = (bw_model_info){.estimators = model->estimators,
                             .boxes = bw_model_boxes(model),
                             .threshold = model->threshold,
-                            .has_score = model->has_score,
-                            .has_score_threshold = model->has_score && model->score.has_threshold,
-                            .score_threshold = model->score.threshold,
-                            .score_shift = model->score.shift};
+                            .has_score = score != NULL,
+                            .score_terms = score ? score->terms : 0,
+                            .has_score_threshold = score && score->has_threshold,
+                            .score_threshold = score ? score->threshold : 0,
+                            .score_shift = score ? score->shift : 0,
+                            .has_fine = fine != NULL,
+                            .fine_terms = fine ? fine->terms : 0,
+                            .has_fine_threshold = fine && fine->has_threshold,
+                            .fine_threshold = fine ? fine->threshold : 0,
+                            .fine_shift = fine ? fine->shift : 0};
+    info->result_shift = fine ? fine->shift : score ? score->shift : 0;
     memcpy(info->learner, model->learner, sizeof info->learner);
     memcpy(info->quantizer, model->quantizer, sizeof info->quantizer);
+    memcpy(info->fine_quantizer, model->fine_quantizer, sizeof info->fine_quantizer);
     for (uint32_t b = 0; b < info->boxes; b++) {
         info->ranges += model->boxes[b].count;
     }
@@ -837,12 +1048,18 @@ void bw_model_ranges(const bw_model *model, bw_range *ranges) {
     }
 }
 
-void bw_score_table(const bw_score *score, int64_t table[BW_DIMS * 256]) {
-    for (uint32_t d = 0; d < BW_DIMS; d++) {
-        for (int64_t x = 0; x < 256; x++) {
-            table[d * 256 + (uint32_t)x] = (score->linear[d] + score->square[d] * x) * x;
+int64_t bw_score_terms(const bw_score *score, uint32_t n, const uint8_t *code, size_t stride) {
+    int64_t most = INT64_MIN;
+    for (uint32_t t = 0; t < score->terms; t++) {
+        const bw_term *term = &score->term[t];
+        int64_t sum = term->constant;
+        for (uint32_t d = 0; d < n; d++) {
+            int64_t x = code[d * stride];
+            sum += (term->linear[d] + term->square[d] * x) * x;
         }
+        most = sum > most ? sum : most;
     }
+    return most;
 }
 
 static bool box_contains(const bw_ranges *box, const uint8_t *code) {
@@ -868,25 +1085,28 @@ static int32_t count_votes(const bw_model *model, const uint8_t *code) {
     return votes;
 }
 
-int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, size_t n, int32_t *votes,
-                          int64_t *scores, uint8_t *match, bw_error *error) {
+int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, const uint8_t *fine, size_t n,
+                          int32_t *votes, int64_t *scores, uint8_t *match, bw_error *error) {
     if (!model || (!codes && n > 0)) {
         return bw_fail(error, BW_INVALID, "evaluate: no %s", model ? "codes" : "model");
+    }
+    if (model->fine && !fine && n > 0 && (scores || match)) {
+        return bw_fail(
+            error, BW_INVALID,
+            "evaluate: the model has a fine score: give the rows' fine codes, 128 bytes each, too");
     }
     for (size_t i = 0; i < n; i++) {
         const uint8_t *code = codes + i * BW_DIMS;
         int32_t count = count_votes(model, code);
         int64_t value = count;
-        if (model->has_score) {
-            const bw_score *score = &model->score;
-            value = count * score->votes + score->constant;
-            for (uint32_t d = 0; d < BW_DIMS; d++) {
-                value += (score->linear[d] + score->square[d] * code[d]) * code[d];
-            }
-        }
         bool enough = (uint32_t)count >= model->threshold;
-        if (model->has_score && model->score.has_threshold) {
-            enough = enough && value >= model->score.threshold;
+        if (model->score) {
+            value = count * model->score->votes + bw_score_terms(model->score, BW_DIMS, code, 1);
+            enough = enough && (!model->score->has_threshold || value >= model->score->threshold);
+        }
+        if (model->fine && fine) {
+            value = bw_score_terms(model->fine, BW_FINE_DIMS, fine + i * BW_FINE_DIMS, 1);
+            enough = enough && (!model->fine->has_threshold || value >= model->fine->threshold);
         }
         if (votes) {
             votes[i] = count;

@@ -4,7 +4,7 @@
 
 #include <string.h>
 
-#define BOX_BLOCKS 1024 /* of the sample, for a box: all of it up to 64 segments */
+#define BOX_BLOCKS 64   /* of the sample, for a box */
 #define MODEL_BLOCKS 64 /* for the model, row by row */
 
 /* How many rows of the index the model matches, by the sample. */
@@ -15,14 +15,19 @@ static int32_t estimate_rows(const bw_index *index, const bw_model *model, doubl
         return status;
     }
     for (uint32_t s = 0; status == BW_OK && s < sample.blocks; s++) {
-        uint8_t codes[BW_BLOCK_ROWS * BW_DIMS], match[BW_BLOCK_ROWS];
+        uint8_t codes[BW_BLOCK_ROWS * BW_DIMS], fine[BW_BLOCK_ROWS * BW_FINE_DIMS], match[BW_BLOCK_ROWS];
         bw_sample_block *block = &sample.block[s];
         for (uint32_t r = 0; r < block->rows; r++) {
             for (uint32_t d = 0; d < BW_DIMS; d++) {
                 codes[r * BW_DIMS + d] = block->codes[d * BW_BLOCK_ROWS + r];
             }
+            if (model->fine) {
+                const uint8_t *all = index->segments[block->segment]->fine;
+                memcpy(fine + r * BW_FINE_DIMS, all + (size_t)bw_sample_row(index, block, r) * BW_FINE_DIMS,
+                       BW_FINE_DIMS);
+            }
         }
-        status = bw_model_evaluate(model, codes, block->rows, NULL, NULL, match, error);
+        status = bw_model_evaluate(model, codes, fine, block->rows, NULL, NULL, match, error);
         block->found = 0;
         for (uint32_t r = 0; status == BW_OK && r < block->rows; r++) {
             block->found += match[r];
@@ -49,9 +54,11 @@ static int32_t run(const bw_index *index, const bw_model *model, bw_box_report *
     report->rows = stats.rows;
     report->blocks = stats.blocks;
     report->blocks_pruned = stats.blocks_pruned;
+    report->blocks_outscored = stats.blocks_outscored;
     report->blocks_contained = stats.blocks_contained;
     report->blocks_planes = stats.blocks_planes;
     report->blocks_scanned = stats.blocks_scanned;
+    report->fine_rows = stats.fine_rows;
     report->bytes = stats.bytes;
     report->nanoseconds = stats.nanoseconds;
     return BW_OK;
@@ -62,8 +69,8 @@ static int32_t explain_box(const bw_index *index, const bw_model *model, bw_samp
     const bw_ranges *ranges = &model->boxes[box];
     const uint32_t first_box[2] = {0, 1};
     bw_model *alone;
-    int32_t status =
-        bw_model_new(model->learner, model->quantizer, 1, first_box, ranges, 1, NULL, NULL, &alone, error);
+    int32_t status = bw_model_new(model->learner, model->quantizer, 1, first_box, ranges, 1, NULL, NULL, NULL,
+                                  NULL, &alone, error);
     if (status != BW_OK) {
         return status;
     }

@@ -26,6 +26,8 @@ typedef struct bw_sample {
 
 /* At most `most` blocks, > 0; the same index gives the same ones. */
 int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, bw_error *error);
+/* Which row of its segment a block's row r is. */
+uint32_t bw_sample_row(const bw_index *index, const bw_sample_block *block, uint32_t r);
 /* How many rows of the index the blocks' `found` stand for: exact where the sample holds all rows. */
 double bw_sample_total(const bw_index *index, const bw_sample *sample);
 /* The same for the rows in the union of n boxes, which it counts. */
@@ -84,6 +86,61 @@ static inline const uint64_t *bw_segment_planes(const bw_segment *segment, uint3
     return segment->planes + (size_t)block * (BW_BLOCK_PLANES_BYTES / 8);
 }
 
+/* ---- scores: search_score.c ---- */
+
+/* A term of a score for the kernels: base + 2^shift * q is nowhere less than it, and with shift 0 it is it.
+ */
+typedef struct bw_scorer_term {
+    bw_quadratic q;
+    int64_t base;
+    uint32_t shift;
+} bw_scorer_term;
+
+typedef struct bw_scorer {
+    uint32_t terms;
+    bool exact; /* every shift is 0 */
+    bw_scorer_term term[BW_MAX_TERMS];
+} bw_scorer;
+
+typedef struct bw_fine_scorer {
+    uint32_t terms;
+    bool exact;
+    uint32_t shift[BW_MAX_TERMS];
+    int64_t base[BW_MAX_TERMS];
+    int32_t least[BW_MAX_TERMS]; /* what the terms' sums must reach */
+    bw_fine_quadratic q[BW_MAX_TERMS];
+} bw_fine_scorer;
+
+/* What zones say of the scores of 64 blocks. */
+typedef struct bw_score_group {
+    uint64_t alive[BW_MAX_TERMS]; /* blocks in which the term may reach the threshold */
+    int32_t least[BW_MAX_TERMS][BW_GROUP_BLOCKS];
+    int32_t most[BW_MAX_TERMS][BW_GROUPS * BW_GROUP_BLOCKS];
+} bw_score_group;
+
+/* The order in which dimensions are added is that of what they tell rows apart by in the largest segment. */
+void bw_scorer_make(const bw_index *index, const bw_score *score, bw_scorer *scorer);
+void bw_fine_scorer_make(const bw_score *score, bw_fine_scorer *scorer);
+/* What a term's sum must at least be where the score reaches the threshold. */
+int32_t bw_least_sum(int64_t threshold, int64_t base, uint32_t shift);
+
+/* Those of `blocks`, bits of the 64 blocks from `first` on, in which a row's score (without votes) may reach
+ * threshold[i]; `same`: threshold[0] in all of them. */
+uint64_t bw_scorer_zones(const bw_scorer *scorer, const bw_kernels *kernels, const bw_segment *segment,
+                         uint32_t first, const int64_t *threshold, bool same, uint64_t blocks,
+                         bw_score_group *group);
+
+/* Leaves in `rows` those of 256 whose score may reach the threshold that `group` has for its block number
+ * `bit`; all of them where group is NULL. Where the scorer is exact these do reach it, and scores[r], unless
+ * NULL, is the score of row r without votes. Returns whether any is left. */
+bool bw_scorer_rows(const bw_scorer *scorer, const bw_kernels *kernels, const uint8_t *codes, size_t stride,
+                    const bw_score_group *group, uint32_t bit, uint64_t rows[4], int64_t scores[256]);
+
+/* The fine score of one row. Whether it reaches the score's threshold, if there is one; only where it does is
+ * *value it. */
+bool bw_fine_score(const bw_fine_scorer *scorer, const bw_score *score, const bw_kernels *kernels,
+                   const uint8_t code[BW_FINE_DIMS], int64_t *value);
+
 /* ---- paths and estimates: search_votes.c ---- */
 
 /* How the blocks that zones leave open are settled. All give the same rows. */
@@ -91,7 +148,10 @@ typedef enum bw_path {
     BW_PATH_CHOOSE, /* by estimated cost */
     BW_PATH_ZONES,  /* zones, then codes */
     BW_PATH_PLANES, /* zones, then planes, then the codes of candidate rows */
-    BW_PATH_SCAN    /* codes of every block */
+    BW_PATH_SCAN,   /* codes of every block */
+    BW_PATH_SCORE,  /* zones, then scores by codes, then boxes of the rows that these leave; without a score
+                       that cuts it is BW_PATH_ZONES */
+    BW_PATHS
 } bw_path;
 
 const char *bw_path_name(bw_path path);
@@ -114,7 +174,7 @@ int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_
 void bw_search_give_places(bw_search *search);
 
 /* search_knn.c. What approximate k-NN must spend on a segment for each k and recall (docs/FORMAT.md,
- * "Recall"), measured with rows of its sample as queries; segment->recall is not read. The same segment gives
+ * "Recall"), measured with rows of its own as queries; segment->recall is not read. The same segment gives
  * the same numbers, whatever the threads (0: one a core). `progress` may be NULL. */
 int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall *recall, bw_progress progress,
                          void *context, bw_error *error);

@@ -38,6 +38,16 @@ int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, 
     return BW_OK;
 }
 
+uint32_t bw_sample_row(const bw_index *index, const bw_sample_block *block, uint32_t r) {
+    const bw_segment *segment = index->segments[block->segment];
+    uint64_t number = (uint64_t)(block->codes - segment->sample) / BLOCK_BYTES;
+    if (segment->rows <= BW_SAMPLE_ROWS) {
+        return (uint32_t)number * BW_BLOCK_ROWS + r;
+    }
+    uint64_t place = (uint64_t)r * BW_SAMPLE_BLOCKS + number;
+    return (uint32_t)((2 * place + 1) * segment->rows / (2 * BW_SAMPLE_ROWS));
+}
+
 double bw_sample_total(const bw_index *index, const bw_sample *sample) {
     double rows = 0, seen = 0;
     for (uint32_t s = 0; s < sample->blocks;) {

@@ -682,7 +682,9 @@ static int32_t filter_pack(filter *filter, uint64_t n, const bw_model *model, bw
             continue;
         }
         bw_index_gather(filter->index, segment, row, code);
-        status = model ? bw_model_evaluate(model, code, 1, NULL, NULL, &match, error) : BW_OK;
+        const uint8_t *fine = filter->index->segments[segment]->fine;
+        fine = fine ? fine + (size_t)row * BW_FINE_DIMS : NULL;
+        status = model ? bw_model_evaluate(model, code, fine, 1, NULL, NULL, &match, error) : BW_OK;
         if (status != BW_OK) {
             return status;
         }
@@ -1029,14 +1031,13 @@ static void calibrate_worker(void *context, uint32_t worker) {
     /* A worker without memory leaves the queries to the others. */
     for (uint32_t q;
          ready && !atomic_load(&c->stopped) && (q = atomic_fetch_add(&c->next, 1)) < c->queries;) {
-        /* However many queries there will be, they are spread over the sample: multiples of the golden
+        /* However many queries there will be, they are spread over the segment: multiples of the golden
          * section, modulo 1. */
-        uint32_t sample = (uint32_t)((uint64_t)(q * UINT32_C(0x9E3779B9)) * segment->sample_rows >> 32);
-        uint64_t own = (2 * (uint64_t)sample + 1) * segment->rows / (2 * (uint64_t)segment->sample_rows);
+        uint64_t own = (uint64_t)(q * UINT32_C(0x9E3779B9)) * segment->rows >> 32;
         uint8_t query[BW_DIMS];
-        const uint8_t *block = segment->sample + (size_t)(sample / BW_BLOCK_ROWS) * BW_BLOCK_ROWS * BW_DIMS;
+        const uint8_t *block = bw_segment_block(segment, (uint32_t)(own / BW_BLOCK_ROWS));
         for (int d = 0; d < BW_DIMS; d++) {
-            query[d] = block[d * BW_BLOCK_ROWS + sample % BW_BLOCK_ROWS];
+            query[d] = block[d * BW_BLOCK_ROWS + own % BW_BLOCK_ROWS];
         }
         uint32_t neighbours = q % CALIBRATION_EVERY == 0 ? c->many : c->few;
         list_begin(&scratch.found, neighbours + 1);
@@ -1122,7 +1123,7 @@ int32_t bw_knn_calibrate(const bw_segment *segment, uint32_t threads, bw_recall 
     c.many = others < CALIBRATION_MANY ? (uint32_t)others : CALIBRATION_MANY;
     /* Less is at stake in a small segment. */
     uint32_t most = segment->blocks < CALIBRATION_QUERIES ? segment->blocks : CALIBRATION_QUERIES;
-    uint32_t least = segment->sample_rows < CALIBRATION_LEAST ? segment->sample_rows : CALIBRATION_LEAST;
+    uint32_t least = segment->rows < CALIBRATION_LEAST ? (uint32_t)segment->rows : CALIBRATION_LEAST;
     c.least = least;
     c.most = most > least ? most : least;
     size_t cells = (size_t)c.most * (c.many ? c.many : 1);

@@ -1,13 +1,18 @@
 /* search_votes.c - a search: morsels handed out to threads, votes of the estimators, scores, matching rows.
  *
+ * A row goes through up to three stages: votes of boxes, the score of its code, the score of its fine code.
+ * The first two in the order that the path says; fine codes are read of the rows that are left alone, some
+ * while after they have been asked for from memory.
+ *
  * Votes are counted for 64 blocks or 256 rows at once in bit-sliced counters: digit p holds bit p of every
  * count.
  *
  * What the statistics mean: a block is contained when its zones alone say that all its rows match, even if
  * codes are then read for their votes or scores; it is scanned when its codes were read to find out. Bytes
- * are 64 for each word of 64 rows and column that a block's boxes looked at, once a block; all 32 columns, or
- * 32 for each row, where scores were computed; 96 for each dimension of a block's planes; and for each group
- * of blocks the zones of the model's dimensions, 128 each. */
+ * are 64 for each word of 64 rows and column that a block's boxes looked at, once a block; all 32 columns of
+ * 64 rows, or 32 for each row, where scores were computed, though columns that could not matter any more were
+ * left unread; 96 for each dimension of a block's planes; 128 for each fine code; and for each group of
+ * blocks the zones of the dimensions of boxes and score, 128 each. */
 #include "search.h"
 
 #include <stdatomic.h>
@@ -15,13 +20,15 @@
 
 #define DIGITS BW_VOTE_DIGITS
 #define MORSEL_BLOCKS (BW_MORSEL_ROWS / BW_BLOCK_ROWS)
-#define ROW_SCORES 64      /* matching rows of a block from which on all its scores are computed at once */
 #define CODES_AHEAD 4      /* blocks whose columns are fetched before they are looked at */
 #define IDS_AHEAD 32       /* ids that are fetched before they are needed */
 #define FETCH_BOXES 64     /* so few boxes are asked which columns they will look at */
 #define FETCH_AHEAD 4      /* blocks whose planes come in from memory while earlier ones are tested */
 #define FIRST_ROOM_SHARE 8 /* room for one row in so many at first, */
 #define FIRST_ROOM_MOST ((uint64_t)1 << 22) /* but for no more rows than these */
+#define FETCH_DIMS 8                        /* of each term of a score, whose columns are fetched ahead */
+#define FAR_SCORE ((int64_t)1 << 54)        /* beyond every score */
+#define FINE_ROOM 768                       /* rows whose fine codes are on their way from memory, or in it */
 #define IDLE 64 /* scratches kept for the next call: as many as there may be threads */
 
 _Static_assert(BW_MAX_ESTIMATORS < 1 << DIGITS, "votes must fit the counter");
@@ -33,6 +40,10 @@ typedef struct scratch {
     uint64_t *open;     /* for each estimator: blocks where only rows tell whom it votes for */
     uint64_t *alive;    /* and blocks where it votes for any */
     int64_t scores[BW_BLOCK_ROWS];
+    bw_score_group *score;   /* of the group in hand; NULL where no score cuts */
+    uint32_t waiting;        /* rows that have passed all but the fine score, */
+    uint32_t row[FINE_ROOM]; /* numbers in the segment, ascending, */
+    int32_t votes[FINE_ROOM];
     /* Only on the path of planes: */
     bw_planes planes;
     const bw_segment *binned;             /* what `planes` is set for */
@@ -50,15 +61,21 @@ struct bw_search {
     uint32_t threshold;
     bool count_only;
     bool places; /* batches get places for ids */
-    bool has_score;
-    bw_score score;
-    int64_t *table;          /* of the score, for bw_kernels.scores; NULL without a score */
+    bool has_fine_cut;
+    bw_score *score; /* NULL: none */
+    bw_scorer *scorer;
+    bool cuts;           /* the score has a threshold */
+    int64_t least_score; /* that threshold, brought near the scores that there may be */
+    uint32_t score_dims; /* dimensions that the score looks at: how many, */
+    uint32_t first_dims; /* and which first, as bits */
+    bw_score *fine;
+    bw_fine_scorer *fine_scorer;
     uint64_t *first_morsels; /* segments + 1 entries */
     uint64_t morsels;
     uint64_t opened; /* bw_now() */
     _Atomic(scratch *) idle[IDLE];
     _Atomic uint64_t next;
-    _Atomic uint64_t rows, pruned, contained, planes, scanned, bytes, nanoseconds;
+    _Atomic uint64_t rows, pruned, outscored, contained, planes, scanned, fine_rows, bytes, nanoseconds;
 };
 
 /* One morsel's work: where matching rows go, and what was done. */
@@ -69,7 +86,8 @@ typedef struct task {
     bw_batch *batch;      /* NULL: only count */
     uint64_t first_place; /* the place of the segment's first row */
     bool want_votes;      /* exact votes are needed, for the caller or for the score */
-    bool want_scores;
+    bool want_scores;     /* of codes */
+    bool want_fine;
     uint64_t tests; /* of a box on a block's codes */
     bw_stats stats;
 } task;
@@ -146,6 +164,7 @@ typedef struct rows {
     uint32_t certain;       /* and so many have voted for all of the rows */
     uint32_t first;         /* number of the first row in the segment, where there is no */
     const uint32_t *origin; /* number of each row */
+    bool scored;            /* scratch->scores has the scores of rows that may match */
 } rows;
 
 /* The rows that an estimator votes for, of those that may match. Returns the dimensions of the boxes that
@@ -208,73 +227,24 @@ static bool count_votes(task *task, rows *r, uint64_t counter[DIGITS * 4], uint3
 }
 
 /* Scores of the rows that match, without their votes, to scratch->scores. */
-static void find_scores(task *task, const rows *r, uint32_t *dims) {
+static void find_scores(task *task, rows *r) {
     const bw_search *search = task->search;
     int64_t *scores = task->scratch->scores;
-    uint64_t matching = count_of(r->match);
-    if (matching >= ROW_SCORES) {
-        search->kernels->scores(r->codes, r->stride, search->table, search->score.constant, scores);
-        *dims = UINT32_MAX;
-        return;
+    if (search->scorer->exact) {
+        bw_scorer_rows(search->scorer, search->kernels, r->codes, r->stride, NULL, 0, r->match, scores);
     }
     for (uint32_t w = 0; w < 4; w++) {
-        for (uint64_t left = r->match[w]; left; left &= left - 1) {
+        for (uint64_t left = r->match[w]; left && !search->scorer->exact; left &= left - 1) {
             uint32_t row = 64 * w + (uint32_t)__builtin_ctzll(left);
-            int64_t sum = search->score.constant;
-            for (uint32_t d = 0; d < BW_DIMS; d++) {
-                sum += search->table[d * 256 + r->codes[d * r->stride + row]];
-            }
-            scores[row] = sum;
+            scores[row] = bw_score_terms(search->score, BW_DIMS, r->codes + row, r->stride);
         }
     }
-    task->stats.bytes += r->origin ? 0 : matching * BW_DIMS;
+    task->stats.bytes += r->origin ? 0 : count_of(r->match) * BW_DIMS;
 }
 
-/* Decides which of the rows match, and hands them out. */
-static void settle(task *task, rows *r) {
-    const bw_search *search = task->search;
+/* Rows of the segment that match go to the caller. */
+static void give(task *task, const uint32_t *row, const int64_t *votes, const int64_t *scores, uint32_t n) {
     bw_batch *batch = task->batch;
-    uint64_t counter[DIGITS * 4];
-    uint32_t digits = 0, dims = 0;
-    bool some = true;
-    if (r->undecided > 0 && (r->certain < search->threshold || task->want_votes)) {
-        digits = 32 - (uint32_t)__builtin_clz(r->undecided);
-        some = count_votes(task, r, counter, digits, &dims);
-    }
-    if (some && search->has_score && task->want_scores) {
-        find_scores(task, r, &dims);
-    }
-    if (!r->origin) { /* gathering has been accounted for */
-        task->stats.bytes += (uint64_t)BW_BLOCK_ROWS * (uint32_t)__builtin_popcount(dims);
-    }
-    if (!batch && !search->score.has_threshold) {
-        task->stats.rows += some ? count_of(r->match) : 0;
-        return;
-    }
-    uint8_t places[BW_BLOCK_ROWS];
-    uint32_t n = 0;
-    for (uint32_t w = 0; some && w < 4; w++) {
-        for (uint64_t left = r->match[w]; left; left &= left - 1) {
-            uint32_t place = 64 * w + (uint32_t)__builtin_ctzll(left);
-            places[n++] = (uint8_t)place;
-        }
-    }
-    bool scored = search->has_score && task->want_scores;
-    int64_t votes[BW_BLOCK_ROWS], scores[BW_BLOCK_ROWS];
-    for (uint32_t i = 0; i < n && (task->want_votes || scored); i++) {
-        votes[i] = r->certain + counter_read(counter, digits, 4, places[i]);
-        scores[i] = scored ? task->scratch->scores[places[i]] + votes[i] * search->score.votes : votes[i];
-    }
-    if (search->score.has_threshold) {
-        uint32_t kept = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            places[kept] = places[i];
-            votes[kept] = votes[i];
-            scores[kept] = scores[i];
-            kept += scores[i] >= search->score.threshold;
-        }
-        n = kept;
-    }
     task->stats.rows += n;
     if (!batch) {
         return;
@@ -282,13 +252,104 @@ static void settle(task *task, rows *r) {
     uint64_t to = batch->rows;
     batch->rows += n;
     for (uint32_t i = 0; batch->ids && i < n; i++) { /* rows for now; name_rows makes ids of them */
-        batch->ids[to + i] = r->origin ? r->origin[places[i]] : r->first + places[i];
+        batch->ids[to + i] = row[i];
     }
     for (uint32_t i = 0; batch->votes && i < n; i++) {
         batch->votes[to + i] = (int32_t)votes[i];
     }
     for (uint32_t i = 0; batch->scores && i < n; i++) {
         batch->scores[to + i] = scores[i];
+    }
+}
+
+/* Decides about the rows that wait for their fine scores. */
+static void settle_fine(task *task) {
+    const bw_search *search = task->search;
+    scratch *scratch = task->scratch;
+    uint32_t row[FINE_ROOM], n = 0;
+    int64_t votes[FINE_ROOM], scores[FINE_ROOM];
+    for (uint32_t i = 0; i < scratch->waiting; i++) {
+        const uint8_t *code = task->segment->fine + (size_t)scratch->row[i] * BW_FINE_DIMS;
+        if (bw_fine_score(search->fine_scorer, search->fine, search->kernels, code, &scores[n])) {
+            row[n] = scratch->row[i];
+            votes[n++] = scratch->votes[i];
+        }
+    }
+    task->stats.fine_rows += scratch->waiting;
+    task->stats.bytes += (uint64_t)scratch->waiting * BW_FINE_DIMS;
+    scratch->waiting = 0;
+    give(task, row, votes, scores, n);
+}
+
+static void ask_fine(task *task, const uint32_t *row, const int64_t *votes, uint32_t n) {
+    scratch *scratch = task->scratch;
+    if (scratch->waiting + n > FINE_ROOM) {
+        settle_fine(task);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const uint8_t *code = task->segment->fine + (size_t)row[i] * BW_FINE_DIMS;
+        __builtin_prefetch(code);
+        __builtin_prefetch(code + 64);
+        scratch->row[scratch->waiting] = row[i];
+        scratch->votes[scratch->waiting++] = (int32_t)votes[i];
+    }
+}
+
+/* Decides which of the rows match, and hands them out. */
+static void settle(task *task, rows *r) {
+    const bw_search *search = task->search;
+    uint64_t counter[DIGITS * 4];
+    uint32_t digits = 0, dims = 0;
+    bool some = true;
+    if (r->undecided > 0 && (r->certain < search->threshold || task->want_votes)) {
+        digits = 32 - (uint32_t)__builtin_clz(r->undecided);
+        some = count_votes(task, r, counter, digits, &dims);
+    }
+    bool scored = search->score && task->want_scores;
+    if (!r->origin) { /* gathering has been accounted for */
+        task->stats.bytes += (uint64_t)BW_BLOCK_ROWS * (uint32_t)__builtin_popcount(dims);
+    }
+    if (!some) {
+        return;
+    }
+    if (scored && !r->scored) {
+        find_scores(task, r);
+    }
+    if (!task->batch && !search->cuts && !task->want_fine) {
+        task->stats.rows += count_of(r->match);
+        return;
+    }
+    uint8_t places[BW_BLOCK_ROWS];
+    uint32_t n = 0;
+    for (uint32_t w = 0; w < 4; w++) {
+        for (uint64_t left = r->match[w]; left; left &= left - 1) {
+            uint32_t place = 64 * w + (uint32_t)__builtin_ctzll(left);
+            places[n++] = (uint8_t)place;
+        }
+    }
+    int64_t votes[BW_BLOCK_ROWS], scores[BW_BLOCK_ROWS];
+    uint32_t row[BW_BLOCK_ROWS];
+    for (uint32_t i = 0; i < n; i++) {
+        votes[i] = task->want_votes ? r->certain + counter_read(counter, digits, 4, places[i]) : 0;
+        scores[i] = scored ? task->scratch->scores[places[i]] + votes[i] * search->score->votes : votes[i];
+    }
+    if (search->cuts) {
+        uint32_t kept = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            places[kept] = places[i];
+            votes[kept] = votes[i];
+            scores[kept] = scores[i];
+            kept += scores[i] >= search->score->threshold;
+        }
+        n = kept;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        row[i] = r->origin ? r->origin[places[i]] : r->first + places[i];
+    }
+    if (task->want_fine) {
+        ask_fine(task, row, votes, n);
+    } else {
+        give(task, row, votes, scores, n);
     }
 }
 
@@ -299,10 +360,26 @@ typedef struct group {
     uint32_t first;
     uint64_t valid;
     uint64_t possible;                     /* rows may match */
+    uint64_t outscored;                    /* of the others: by votes they might */
     uint64_t enough;                       /* of those: all rows have the votes */
     uint64_t whole;                        /* of those: all rows match */
     uint64_t upper[DIGITS], lower[DIGITS]; /* votes that a row may have, and that it must have */
 } group;
+
+/* Blocks in which a row's score may reach the threshold, with as many votes as its block may have. */
+static uint64_t score_zones(task *task, const group *g) {
+    const bw_search *search = task->search;
+    const bw_score *score = search->score;
+    int64_t threshold[BW_GROUP_BLOCKS];
+    for (uint32_t i = 0; i < (score->votes ? BW_GROUP_BLOCKS : 1); i++) {
+        const uint64_t *votes = score->votes > 0 ? g->upper : g->lower;
+        int64_t most = score->votes ? score->votes * counter_read(votes, search->digits, 1, i) : 0;
+        threshold[i] = search->least_score - most;
+    }
+    task->stats.bytes += (uint64_t)2 * BW_GROUP_BLOCKS * search->score_dims;
+    return bw_scorer_zones(search->scorer, search->kernels, task->segment, g->first, threshold,
+                           score->votes == 0, g->possible, task->scratch->score);
+}
 
 static void group_zones(task *task, uint32_t first, group *g) {
     const bw_search *search = task->search;
@@ -339,8 +416,13 @@ static void group_zones(task *task, uint32_t first, group *g) {
         g->possible = 0; /* some estimators have no boxes */
     }
     counter_reaches(g->lower, search->digits, 1, search->threshold, &g->enough);
+    if (search->cuts && g->possible && search->estimate.path != BW_PATH_SCAN) {
+        uint64_t possible = score_zones(task, g);
+        g->outscored = g->possible & ~possible;
+        g->possible = possible;
+    }
     g->enough &= g->possible;
-    g->whole = search->score.has_threshold ? 0 : g->enough;
+    g->whole = search->cuts || search->has_fine_cut ? 0 : g->enough;
 }
 
 static void prefetch_planes(const uint8_t *planes, uint32_t dims) {
@@ -409,6 +491,15 @@ static uint64_t group_planes(task *task, const group *g, uint64_t blocks) {
     return candidates;
 }
 
+/* Leaves of a block's rows those whose score may reach the threshold. */
+static bool score_block(task *task, uint32_t bit, rows *r) {
+    const bw_search *search = task->search;
+    r->scored = search->scorer->exact;
+    task->stats.bytes += BW_BLOCK_ROWS * search->score_dims;
+    return bw_scorer_rows(search->scorer, search->kernels, r->codes, r->stride, task->scratch->score, bit,
+                          r->match, task->scratch->scores);
+}
+
 /* A whole block: `certain` of the estimators alive on it vote for all its rows. */
 static void settle_block(task *task, const group *g, uint32_t bit) {
     const bw_search *search = task->search;
@@ -419,7 +510,9 @@ static void settle_block(task *task, const group *g, uint32_t bit) {
     r.certain = counter_read(g->lower, search->digits, 1, bit);
     r.undecided = counter_read(g->upper, search->digits, 1, bit) - r.certain;
     first_bits(bw_segment_block_rows(task->segment, g->first + bit), r.match);
-    settle(task, &r);
+    if (search->estimate.path != BW_PATH_SCORE || score_block(task, bit, &r)) {
+        settle(task, &r);
+    }
 }
 
 /* Rows that planes left: `count` of them have been gathered, of `blocks`. */
@@ -439,7 +532,7 @@ static void settle_gathered(task *task, uint32_t count, uint64_t blocks) {
 static void gather(task *task, uint32_t number, const uint64_t wanted[4], uint32_t *count) {
     scratch *scratch = task->scratch;
     const uint8_t *block = bw_segment_block(task->segment, number);
-    uint32_t dims = task->want_scores && task->search->has_score ? UINT32_MAX : task->search->program.dims;
+    uint32_t dims = task->want_scores && task->search->score ? UINT32_MAX : task->search->program.dims;
     for (uint32_t w = 0; w < 4; w++) {
         if (!wanted[w]) {
             continue;
@@ -473,7 +566,9 @@ static inline __attribute__((always_inline)) void fetch_block(const task *task, 
     const bw_program *program = &task->search->program;
     bool apart = !(tested >> bit & 1);
     uint32_t dims = program->dims, boxes = bw_program_boxes(program);
-    if (apart && boxes <= FETCH_BOXES) {
+    if (task->search->estimate.path == BW_PATH_SCORE) {
+        dims = task->search->first_dims;
+    } else if (apart && boxes <= FETCH_BOXES) {
         dims = 0;
         for (uint32_t i = 0; i < boxes; i++) {
             dims |= task->scratch->overlaps[i] >> bit & 1 ? program->box_dims[i] : 0;
@@ -489,6 +584,7 @@ static void search_group(task *task, uint32_t first) {
     uint64_t tested = search->estimate.path == BW_PATH_PLANES ? g.possible & ~g.enough : 0;
     uint64_t open = (g.possible & ~tested) | group_planes(task, &g, tested);
     task->stats.blocks_pruned += (uint32_t)__builtin_popcountll(g.valid & ~g.possible);
+    task->stats.blocks_outscored += (uint32_t)__builtin_popcountll(g.outscored);
     task->stats.blocks_contained += (uint32_t)__builtin_popcountll(g.whole);
     task->stats.blocks_scanned += (uint32_t)__builtin_popcountll(open & ~g.whole);
     uint32_t count = 0; /* rows gathered, */
@@ -547,6 +643,7 @@ static void scratch_free(scratch *s) {
         bw_free(s->open);
         bw_free(s->alive);
         bw_free(s->gathered);
+        bw_free(s->score);
         bw_planes_free(&s->planes);
         bw_free(s);
     }
@@ -568,8 +665,9 @@ static int32_t scratch_take(bw_search *search, scratch **taken, bw_error *error)
         s->overlaps = bw_alloc_array(boxes, sizeof *s->overlaps);
         s->open = bw_alloc_array(program->estimators, sizeof *s->open);
         s->alive = bw_alloc_array(program->estimators, sizeof *s->alive);
+        s->score = search->cuts ? bw_alloc_array(1, sizeof *s->score) : NULL;
     }
-    if (!s || !s->overlaps || !s->open || !s->alive) {
+    if (!s || !s->overlaps || !s->open || !s->alive || (search->cuts && !s->score)) {
         scratch_free(s);
         return bw_fail_nomem(error, sizeof *s + boxes * sizeof(uint64_t));
     }
@@ -617,21 +715,28 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
     task t = {.search = search, .segment = search->index->segments[low], .scratch = scratch};
     t.batch = search->count_only ? NULL : batch;
     t.first_place = search->index->first_blocks[low] * BW_BLOCK_ROWS;
-    t.want_scores = search->score.has_threshold || (t.batch && batch->scores);
+    bool ranked = t.batch && batch->scores;
+    t.want_fine = search->has_fine_cut || (search->fine && ranked);
+    t.want_scores = search->cuts || (!search->fine && ranked);
     t.want_votes =
-        (t.batch && batch->votes) || (t.want_scores && (!search->has_score || search->score.votes != 0));
+        (t.batch && batch->votes) || (t.want_scores && (!search->score || search->score->votes != 0));
     uint32_t first = (uint32_t)(number - search->first_morsels[low]) * MORSEL_BLOCKS;
     for (uint32_t b = first; b < first + MORSEL_BLOCKS && b < t.segment->blocks; b += BW_GROUP_BLOCKS) {
         search_group(&t, b);
+    }
+    if (scratch->waiting > 0) {
+        settle_fine(&t);
     }
     if (t.batch && t.batch->ids) {
         name_rows(&t);
     }
     atomic_fetch_add_explicit(&search->rows, t.stats.rows, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->pruned, t.stats.blocks_pruned, memory_order_relaxed);
+    atomic_fetch_add_explicit(&search->outscored, t.stats.blocks_outscored, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->contained, t.stats.blocks_contained, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->planes, t.stats.blocks_planes, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->scanned, t.stats.blocks_scanned, memory_order_relaxed);
+    atomic_fetch_add_explicit(&search->fine_rows, t.stats.fine_rows, memory_order_relaxed);
     atomic_fetch_add_explicit(&search->bytes, t.stats.bytes, memory_order_relaxed);
     uint64_t now = bw_now() - search->opened;
     uint64_t last = atomic_load_explicit(&search->nanoseconds, memory_order_relaxed);
@@ -649,8 +754,9 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
  * that the choice falls on the faster path in measurements with each path forced (bw_search_open_path):
  * ensembles of 25 to 93 boxes, trained ones among them, and single boxes, on 1,000,000 rows (in the cache for
  * the most part) and 10,000,000 (in memory); and unions and ensembles of 1 to 75 boxes on uniform codes,
- * where nothing is pruned and half the rows may match. What rows cost that match is not in them, since it is
- * the same on every path. The same constants everywhere give the same path everywhere. */
+ * where nothing is pruned and half the rows may match; scores that .1 to 50% of realistic rows reach, with
+ * and without boxes. What rows cost that match is not in them, since it is the same on every path. The same
+ * constants everywhere give the same path everywhere. */
 #define COST_ZONES_BOX 5.0       /* a box on the zones of 64 blocks */
 #define COST_BLOCK 150.0         /* a block whose codes are looked at, */
 #define COST_TEST 35.0           /* and each box there */
@@ -659,6 +765,10 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
 #define COST_CANDIDATE 180.0     /* a block of which planes leave rows, */
 #define COST_CANDIDATE_ROW 3.0   /* each such row, */
 #define COST_CANDIDATE_TEST 0.15 /* and each box of the model on it */
+#define COST_ZONES_SCORE 500.0   /* a term of a score on the zones of 64 blocks */
+#define COST_SCORE 500.0         /* a term on the codes of a block, most of whose rows are soon given up, */
+#define COST_SCORE_ALL 800.0     /* the same where none is, */
+#define COST_SCORED 1000.0       /* and a block that it leaves rows of */
 
 #define SURVEY_GROUPS 8 /* groups that are looked at for an estimate: at most, */
 #define SURVEY_SHARE 4  /* and one in so many; */
@@ -688,8 +798,12 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
     for (uint32_t i = 0; i < index->info.segments; i++) {
         groups += (index->segments[i]->blocks + (uint64_t)BW_GROUP_BLOCKS - 1) / BW_GROUP_BLOCKS;
     }
+    bool nothing = program->estimators == 0 || search->threshold == 0;
+    if (path == BW_PATH_SCORE && !search->cuts) {
+        path = BW_PATH_ZONES;
+    }
     search->estimate.path = path == BW_PATH_CHOOSE ? BW_PATH_ZONES : path;
-    if (groups == 0 || program->estimators == 0 || search->threshold > program->estimators) {
+    if (groups == 0 || search->threshold > program->estimators || (nothing && !search->cuts)) {
         return BW_OK; /* nothing to choose */
     }
     scratch *scratch;
@@ -701,8 +815,8 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
     uint64_t most = groups / SURVEY_SHARE;
     most = most < 1 ? 1 : most > SURVEY_GROUPS ? SURVEY_GROUPS : most;
     task t = {.search = search, .scratch = scratch, .want_votes = !search->count_only};
-    t.want_scores = search->score.has_threshold;
-    double blocks = 0, open = 0, live = 0, binned = 0, tried = 0, candidates = 0, rows = 0, read = 0;
+    double blocks = 0, open = 0, undone = 0, live = 0, binned = 0, candidates = 0, rows = 0, read = 0;
+    double scored = 0, terms = 0, left_blocks = 0;
     for (; looked < most; looked++) {
         uint64_t at = (2 * (uint64_t)looked + 1) * groups / (2 * most), own;
         while (at >= passed + (own = (index->segments[segment]->blocks + (uint64_t)BW_GROUP_BLOCKS - 1) /
@@ -714,8 +828,20 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
         t.segment = index->segments[segment];
         group_zones(&t, (uint32_t)(at - passed) * BW_GROUP_BLOCKS, &g);
         uint64_t undecided = g.possible & ~g.enough;
+        uint64_t tried = search->cuts ? spread(g.possible, 2 * SURVEY_PAIRS) : 0;
         blocks += (double)__builtin_popcountll(g.valid);
-        open += (double)__builtin_popcountll(undecided);
+        undone += (double)__builtin_popcountll(undecided);
+        open += (double)__builtin_popcountll(search->cuts ? g.possible : undecided);
+        scored += (double)__builtin_popcountll(tried);
+        for (; tried; tried &= tried - 1) {
+            struct rows r = {.codes = bw_segment_block(t.segment, g.first + (uint32_t)__builtin_ctzll(tried)),
+                             .stride = BW_BLOCK_ROWS};
+            first_bits(bw_segment_block_rows(t.segment, g.first + (uint32_t)__builtin_ctzll(tried)), r.match);
+            left_blocks += score_block(&t, (uint32_t)__builtin_ctzll(tried), &r);
+        }
+        for (uint32_t i = 0; search->cuts && i < search->scorer->terms; i++) {
+            terms += (double)__builtin_popcountll(scratch->score->alive[i] & g.possible);
+        }
         for (uint32_t i = 0; undecided && i < boxes; i++) {
             live += (double)__builtin_popcountll(scratch->overlaps[i] & undecided);
         }
@@ -732,20 +858,28 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
         }
     }
     scratch_give_back(search, scratch);
-    tried = read > 0 ? (double)t.tests / read : 0;
+    double tried = read > 0 ? (double)t.tests / read : 0; /* boxes on a block's codes */
     double scale = (double)index->first_blocks[index->info.segments] / blocks;
-    double zones = (double)groups * boxes * COST_ZONES_BOX;
-    double share = binned > 0 ? open * scale / binned : 0; /* blocks that one block tried stands for */
-    double cost[4];
-    cost[BW_PATH_ZONES] = zones + open * scale * (COST_BLOCK + tried * COST_TEST);
-    cost[BW_PATH_PLANES] =
-        zones + open * scale * COST_PLANES + live * scale * COST_PLANES_BOX +
-        share * (candidates * COST_CANDIDATE + rows * (COST_CANDIDATE_ROW + boxes * COST_CANDIDATE_TEST));
+    double zones = (double)groups *
+                   (boxes * COST_ZONES_BOX + (search->cuts ? search->scorer->terms * COST_ZONES_SCORE : 0));
+    double share = binned > 0 ? undone * scale / binned : 0; /* blocks that one block tried stands for */
+    /* Where boxes come first, scores are wanted in the blocks that these leave. */
+    double score = open > 0 ? COST_SCORE_ALL * terms / open : 0, sure = (open - undone) * scale * score;
+    double cost[BW_PATHS];
+    cost[BW_PATH_ZONES] = zones + sure + undone * scale * (COST_BLOCK + tried * COST_TEST + score);
+    cost[BW_PATH_PLANES] = zones + sure + undone * scale * COST_PLANES + live * scale * COST_PLANES_BOX +
+                           share * (candidates * (COST_CANDIDATE + score / 2) +
+                                    rows * (COST_CANDIDATE_ROW + boxes * COST_CANDIDATE_TEST));
     cost[BW_PATH_SCAN] =
-        blocks * scale * (COST_BLOCK + (live > 0 ? tried * boxes * open / live : boxes) * COST_TEST);
+        blocks * scale *
+        (COST_BLOCK + (live > 0 ? tried * boxes * undone / live : boxes) * COST_TEST + score);
+    cost[BW_PATH_SCORE] =
+        zones + terms * scale * COST_SCORE +
+        (scored > 0 ? left_blocks / scored : 0) * (open * COST_SCORED + undone * tried * COST_TEST) * scale;
     if (path == BW_PATH_CHOOSE) {
         path = cost[BW_PATH_PLANES] < cost[BW_PATH_ZONES] ? BW_PATH_PLANES : BW_PATH_ZONES;
         path = cost[BW_PATH_SCAN] < cost[path] ? BW_PATH_SCAN : path;
+        path = search->cuts && (nothing || cost[BW_PATH_SCORE] < cost[path]) ? BW_PATH_SCORE : path;
     }
     double total = (double)index->first_blocks[index->info.segments];
     double touched = path == BW_PATH_SCAN ? total : open * scale;
@@ -754,6 +888,77 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
 }
 
 /* ---- the object ---- */
+
+static int32_t check_fingerprints(const bw_index *index, const bw_model *model, bw_error *error) {
+    const bw_fingerprints *ours = &index->info.fingerprints;
+    if (model->quantizer[0] && strncmp(model->quantizer, ours->quantizer, BW_FINGERPRINT_BYTES) != 0) {
+        return bw_fail(error, BW_MISMATCH,
+                       "the model is for codes of quantizer \"%.32s\", but the index holds codes of "
+                       "quantizer \"%.32s\": "
+                       "train it again on this collection, or search the collection it was trained on",
+                       model->quantizer, ours->quantizer);
+    }
+    if (model->fine && !ours->fine[0]) {
+        return bw_fail(error, BW_MISMATCH,
+                       "the model has a fine score, but the index holds no fine codes: train it without "
+                       "reranking, or search a collection that has fine codes");
+    }
+    if (model->fine && model->fine_quantizer[0] &&
+        strncmp(model->fine_quantizer, ours->fine, BW_FINGERPRINT_BYTES) != 0) {
+        return bw_fail(error, BW_MISMATCH,
+                       "the model is for fine codes of \"%.32s\", but the index holds fine codes of "
+                       "\"%.32s\": "
+                       "train it again on this collection, or search the collection it was trained on",
+                       model->fine_quantizer, ours->fine);
+    }
+    return BW_OK;
+}
+
+/* A copy of a score, and room for its scorer; NULL in *scorer without memory. */
+static bw_score *take_score(const bw_score *score, size_t bytes, void **scorer) {
+    bw_score *copy = bw_alloc_array(1, sizeof *copy);
+    *scorer = copy ? bw_alloc_zero(1, bytes) : NULL;
+    if (copy) {
+        *copy = *score;
+    }
+    return copy;
+}
+
+/* False without memory. */
+static bool open_scores(bw_search *s, const bw_index *index, const bw_model *model) {
+    void *scorer;
+    if (model->score) {
+        s->score = take_score(model->score, sizeof *s->scorer, &scorer);
+        s->scorer = scorer;
+        if (!scorer) {
+            return false;
+        }
+        bw_scorer_make(index, s->score, s->scorer);
+        s->cuts = s->score->has_threshold;
+        s->least_score = s->score->threshold;
+        s->least_score = s->least_score > FAR_SCORE ? FAR_SCORE : s->least_score;
+        s->least_score = s->least_score < -FAR_SCORE ? -FAR_SCORE : s->least_score;
+        uint32_t dims = 0;
+        for (uint32_t t = 0; t < s->scorer->terms; t++) {
+            const bw_quadratic *q = &s->scorer->term[t].q;
+            for (uint32_t i = 0; i < 8 * q->groups; i++) {
+                dims |= (uint32_t)1 << q->dim[i];
+                s->first_dims |= i < FETCH_DIMS ? (uint32_t)1 << q->dim[i] : 0;
+            }
+        }
+        s->score_dims = (uint32_t)__builtin_popcount(dims);
+    }
+    if (model->fine) {
+        s->fine = take_score(model->fine, sizeof *s->fine_scorer, &scorer);
+        s->fine_scorer = scorer;
+        if (!scorer) {
+            return false;
+        }
+        bw_fine_scorer_make(s->fine, s->fine_scorer);
+        s->has_fine_cut = s->fine->has_threshold;
+    }
+    return true;
+}
 
 int32_t bw_search_open(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search,
                        bw_error *error) {
@@ -768,13 +973,9 @@ int32_t bw_search_open_path(const bw_index *index, const bw_model *model, uint32
     if (flags & ~(uint32_t)BW_COUNT_ONLY) {
         return bw_fail(error, BW_INVALID, "unknown search flags 0x%x: use 0 or BW_COUNT_ONLY", flags);
     }
-    const char *ours = index->info.fingerprints.quantizer;
-    if (model->quantizer[0] && strncmp(model->quantizer, ours, BW_FINGERPRINT_BYTES) != 0) {
-        return bw_fail(error, BW_MISMATCH,
-                       "the model is for codes of quantizer \"%.32s\", but the index holds codes of "
-                       "quantizer \"%.32s\": "
-                       "train it again on this collection, or search the collection it was trained on",
-                       model->quantizer, ours);
+    int32_t status = check_fingerprints(index, model, error);
+    if (status != BW_OK) {
+        return status;
     }
     uint64_t opened = bw_now();
     bw_search *s = bw_alloc_zero(1, sizeof *s);
@@ -785,24 +986,16 @@ int32_t bw_search_open_path(const bw_index *index, const bw_model *model, uint32
     s->kernels = bw_kernels_get();
     s->count_only = flags & BW_COUNT_ONLY;
     s->threshold = model->threshold;
-    s->has_score = model->has_score;
-    int32_t status = bw_program_make(index, model, s->kernels, &s->program, error);
+    status = bw_program_make(index, model, s->kernels, &s->program, error);
     if (status != BW_OK) {
         bw_search_close(s);
         return status;
     }
     s->digits = s->program.estimators ? 32 - (uint32_t)__builtin_clz(s->program.estimators) : 1;
     s->first_morsels = bw_alloc_array((size_t)index->info.segments + 1, sizeof *s->first_morsels);
-    if (model->has_score) {
-        s->score = model->score;
-        s->table = bw_alloc_array(BW_DIMS * 256, sizeof *s->table);
-    }
-    if (!s->first_morsels || (model->has_score && !s->table)) {
+    if (!s->first_morsels || !open_scores(s, index, model)) {
         bw_search_close(s);
-        return bw_fail_nomem(error, BW_DIMS * 256 * sizeof(int64_t));
-    }
-    if (model->has_score) {
-        bw_score_table(&model->score, s->table);
+        return bw_fail_nomem(error, sizeof(bw_score) + sizeof(bw_scorer));
     }
     for (uint32_t i = 0; i < index->info.segments; i++) {
         s->first_morsels[i] = s->morsels;
@@ -826,7 +1019,10 @@ void bw_search_close(bw_search *search) {
         }
         bw_index_close((bw_index *)search->index);
         bw_program_free(&search->program);
-        bw_free(search->table);
+        bw_free(search->score);
+        bw_free(search->scorer);
+        bw_free(search->fine);
+        bw_free(search->fine_scorer);
         bw_free(search->first_morsels);
         bw_free(search);
     }
@@ -865,9 +1061,11 @@ void bw_search_stats(const bw_search *search, bw_stats *stats) {
     stats->rows = atomic_load(&search->rows);
     stats->blocks = search->index->first_blocks[search->index->info.segments];
     stats->blocks_pruned = atomic_load(&search->pruned);
+    stats->blocks_outscored = atomic_load(&search->outscored);
     stats->blocks_contained = atomic_load(&search->contained);
     stats->blocks_planes = atomic_load(&search->planes);
     stats->blocks_scanned = atomic_load(&search->scanned);
+    stats->fine_rows = atomic_load(&search->fine_rows);
     stats->bytes = atomic_load(&search->bytes);
     stats->nanoseconds = atomic_load(&search->nanoseconds);
 }
@@ -1077,6 +1275,6 @@ int32_t bw_search_run_path(const bw_index *index, const bw_model *model, uint32_
 }
 
 const char *bw_path_name(bw_path path) {
-    static const char *const names[] = {"", "zones", "planes", "scan"};
+    static const char *const names[BW_PATHS] = {"", "zones", "planes", "scan", "score"};
     return names[path];
 }

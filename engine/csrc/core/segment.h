@@ -28,7 +28,10 @@ typedef struct bw_segment {
     const uint8_t *granule_centroids;  /* [tiles][32][64] */
     const uint32_t (*histograms)[256]; /* [32]: rows by value */
     uint32_t sample_rows;
-    const uint8_t *sample; /* rows evenly spaced, as blocks of 256 * 32 bytes, stride 256 */
+    const uint8_t
+        *sample;         /* rows as blocks of 256 * 32 bytes, stride 256: all rows where there are at most
+                            BW_SAMPLE_ROWS, else so many, every block of them evenly spaced in the segment */
+    const uint8_t *fine; /* [rows][128], in index order; NULL: none */
     const bw_recall *recall;
     uint32_t header_checksum;
     uint32_t holds; /* open indexes that use it; index.c's */

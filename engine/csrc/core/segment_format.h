@@ -9,7 +9,7 @@
 #define BW_SEGMENT_MAGIC "BXWSEGM1"
 #define BW_MANIFEST_MAGIC "BXWMANI1"
 #define BW_MANIFEST_NAME "MANIFEST"
-#define BW_MANIFEST_FORMAT 1
+#define BW_MANIFEST_FORMAT 2
 #define BW_BYTE_ORDER UINT32_C(0x01020304)
 #define BW_OTHER_BYTE_ORDER UINT32_C(0x04030201)
 #define BW_HEADER_BYTES 4096
@@ -23,7 +23,9 @@
 #define BW_BLOCK_PLANES_BYTES (BW_DIMS * BW_PLANES * BW_PLANE_BYTES)
 #define BW_GRANULE_ROWS 64 /* rows a granule: the unit that k-NN visits */
 #define BW_TILE_GRANULES (BW_TILE_ROWS / BW_GRANULE_ROWS)
-#define BW_SAMPLE_ROWS 4096 /* most rows of a segment's sample */
+/* Rows of a segment's sample, where the segment has more; the rows of a smaller one are their own sample. */
+#define BW_SAMPLE_ROWS 32768
+#define BW_SAMPLE_BLOCKS (BW_SAMPLE_ROWS / BW_BLOCK_ROWS)
 
 enum {
     BW_SECTION_IDS = 1,
@@ -36,6 +38,7 @@ enum {
     BW_SECTION_HISTOGRAMS,
     BW_SECTION_SAMPLE,
     BW_SECTION_RECALL,
+    BW_SECTION_FINE,
     BW_SECTION_KINDS
 };
 
@@ -73,15 +76,15 @@ typedef struct bw_segment_header {
     uint32_t sections;
     uint32_t zero;
     bw_section table[BW_SECTIONS_MAX];
-    uint8_t zeros[BW_HEADER_BYTES - 4 - 192 - 32 * BW_SECTIONS_MAX];
+    uint8_t zeros[BW_HEADER_BYTES - 4 - 224 - 32 * BW_SECTIONS_MAX];
     uint32_t checksum;
 } bw_segment_header;
 
-_Static_assert(sizeof(bw_section) == 32 && sizeof(bw_fingerprints) == 96, "as in FORMAT.md");
+_Static_assert(sizeof(bw_section) == 32 && sizeof(bw_fingerprints) == 128, "as in FORMAT.md");
 _Static_assert(sizeof(bw_segment_header) == BW_HEADER_BYTES, "as in FORMAT.md");
-_Static_assert(offsetof(bw_segment_header, uuid) == 56 && offsetof(bw_segment_header, min_id) == 168,
+_Static_assert(offsetof(bw_segment_header, uuid) == 56 && offsetof(bw_segment_header, min_id) == 200,
                "as in FORMAT.md");
-_Static_assert(offsetof(bw_segment_header, table) == 192, "as in FORMAT.md");
+_Static_assert(offsetof(bw_segment_header, table) == 224, "as in FORMAT.md");
 _Static_assert(offsetof(bw_segment_header, checksum) == 4092, "as in FORMAT.md");
 
 typedef struct bw_manifest_header {
@@ -104,7 +107,7 @@ typedef struct bw_manifest_entry {
     uint8_t zeros[20];
 } bw_manifest_entry;
 
-_Static_assert(sizeof(bw_manifest_header) == 144 && sizeof(bw_manifest_entry) == 96, "as in FORMAT.md");
+_Static_assert(sizeof(bw_manifest_header) == 176 && sizeof(bw_manifest_entry) == 96, "as in FORMAT.md");
 
 static inline size_t bw_manifest_bytes(uint64_t segments) {
     return sizeof(bw_manifest_header) + segments * sizeof(bw_manifest_entry) + sizeof(uint32_t);
@@ -136,13 +139,20 @@ static inline uint64_t bw_section_bytes(uint32_t kind, uint64_t rows) {
     }
     case BW_SECTION_HISTOGRAMS:
         return (uint64_t)BW_DIMS * 256 * sizeof(uint32_t);
-    case BW_SECTION_SAMPLE: {
-        uint64_t sample = rows < BW_SAMPLE_ROWS ? rows : BW_SAMPLE_ROWS;
-        return bw_round_up(sample, BW_BLOCK_ROWS) * BW_DIMS;
-    }
+    case BW_SECTION_SAMPLE:
+        return (uint64_t)BW_SAMPLE_ROWS * BW_DIMS;
+    case BW_SECTION_FINE:
+        return rows * BW_FINE_DIMS;
     default:
         return sizeof(bw_recall);
     }
+}
+
+/* Whether a segment has a section of this kind. */
+static inline bool bw_section_wanted(uint32_t kind, uint64_t rows, const bw_fingerprints *fingerprints) {
+    return kind == BW_SECTION_SAMPLE ? rows > BW_SAMPLE_ROWS
+           : kind == BW_SECTION_FINE ? fingerprints->fine[0] != '\0'
+                                     : true;
 }
 
 static inline bool bw_all_zero(const void *memory, size_t bytes) {
@@ -166,15 +176,16 @@ static inline bool bw_padded_ok(const char *text, size_t field) {
 static inline bool bw_fingerprints_ok(const bw_fingerprints *fingerprints) {
     return bw_padded_ok(fingerprints->encoder, sizeof fingerprints->encoder) &&
            bw_padded_ok(fingerprints->head, sizeof fingerprints->head) &&
-           bw_padded_ok(fingerprints->quantizer, sizeof fingerprints->quantizer);
+           bw_padded_ok(fingerprints->quantizer, sizeof fingerprints->quantizer) &&
+           bw_padded_ok(fingerprints->fine, sizeof fingerprints->fine);
 }
 
 /* Callers' texts end at their zero; in a file the rest of the field is zeros. False when a text has no end.
  */
 static inline bool bw_fingerprints_pad(bw_fingerprints *to, const bw_fingerprints *from) {
-    const char *texts[3] = {from->encoder, from->head, from->quantizer};
-    char *fields[3] = {to->encoder, to->head, to->quantizer};
-    for (int i = 0; i < 3; i++) {
+    const char *texts[4] = {from->encoder, from->head, from->quantizer, from->fine};
+    char *fields[4] = {to->encoder, to->head, to->quantizer, to->fine};
+    for (int i = 0; i < 4; i++) {
         const char *end = memchr(texts[i], '\0', BW_FINGERPRINT_BYTES);
         if (end == NULL) {
             return false;

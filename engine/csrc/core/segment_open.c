@@ -9,8 +9,9 @@
 #define REPAIR "Run: boxwood repair"
 #define PARALLEL_BYTES ((size_t)64 << 20) /* checksums of smaller files are not worth threads */
 
-static const char *const section_names[BW_SECTION_KINDS] = {
-    "", "ids", "id rows", "codes", "zones", "planes", "bins", "centroids", "histograms", "sample", "recall"};
+static const char *const section_names[BW_SECTION_KINDS] = {"",           "ids",    "id rows", "codes",
+                                                            "zones",      "planes", "bins",    "centroids",
+                                                            "histograms", "sample", "recall",  "fine"};
 
 static int32_t check_header(const char *name, const bw_map *map, const bw_segment_header *header,
                             bw_error *error) {
@@ -38,8 +39,8 @@ static int32_t check_header(const char *name, const bw_map *map, const bw_segmen
     if (header->header_bytes != BW_HEADER_BYTES || header->dims != BW_DIMS ||
         header->block_rows != BW_BLOCK_ROWS || header->tile_rows != BW_TILE_ROWS) {
         return bw_fail(error, BW_CORRUPT,
-                       "segment %s: header: dimensions, block or tile are not those of format 2. " REPAIR,
-                       name);
+                       "segment %s: header: dimensions, block or tile are not those of format %d. " REPAIR,
+                       name, BW_FORMAT);
     }
     if (header->rows < 1 || header->rows > BW_SEGMENT_ROWS_MAX) {
         return bw_fail(error, BW_CORRUPT, "segment %s: header: %llu rows are out of range. " REPAIR, name,
@@ -78,14 +79,20 @@ static int32_t check_table(const char *name, const bw_map *map, const bw_segment
         const bw_section *section = &header->table[i];
         if (section->kind < BW_SECTION_IDS || section->kind >= BW_SECTION_KINDS) {
             return bw_fail(error, BW_CORRUPT,
-                           "segment %s: section table: kind %u is unknown to format 2. " REPAIR, name,
-                           section->kind);
+                           "segment %s: section table: kind %u is unknown to format %d. " REPAIR, name,
+                           section->kind, BW_FORMAT);
         }
         const char *what = section_names[section->kind];
         if (sections[section->kind] != NULL) {
             return bw_fail(error, BW_CORRUPT, "segment %s: section %s: listed twice. " REPAIR, name, what);
         }
         sections[section->kind] = section;
+        if (!bw_section_wanted(section->kind, header->rows, &header->fingerprints)) {
+            return bw_fail(
+                error, BW_CORRUPT,
+                "segment %s: section %s: a segment of these rows and fingerprints has none. " REPAIR, name,
+                what);
+        }
         if (section->bytes != bw_section_bytes(section->kind, header->rows) || section->zero != 0) {
             return bw_fail(error, BW_CORRUPT,
                            "segment %s: section %s: its size is not that of %llu rows. " REPAIR, name, what,
@@ -104,7 +111,7 @@ static int32_t check_table(const char *name, const bw_map *map, const bw_segment
         end = section->offset + section->bytes;
     }
     for (uint32_t kind = BW_SECTION_IDS; kind < BW_SECTION_KINDS; kind++) {
-        if (sections[kind] == NULL) {
+        if (sections[kind] == NULL && bw_section_wanted(kind, header->rows, &header->fingerprints)) {
             return bw_fail(error, BW_CORRUPT, "segment %s: section %s: missing. " REPAIR, name,
                            section_names[kind]);
         }
@@ -125,15 +132,19 @@ typedef struct sums {
 
 static void sum_sections(void *context, uint32_t worker) {
     /* The largest first, so that threads end together. */
-    static const uint8_t kinds[] = {BW_SECTION_CODES,   BW_SECTION_PLANES,     BW_SECTION_IDS,
-                                    BW_SECTION_ID_ROWS, BW_SECTION_ZONES,      BW_SECTION_CENTROIDS,
-                                    BW_SECTION_SAMPLE,  BW_SECTION_HISTOGRAMS, BW_SECTION_BINS,
-                                    BW_SECTION_RECALL};
+    static const uint8_t kinds[] = {BW_SECTION_FINE,      BW_SECTION_CODES,   BW_SECTION_PLANES,
+                                    BW_SECTION_IDS,       BW_SECTION_ID_ROWS, BW_SECTION_ZONES,
+                                    BW_SECTION_CENTROIDS, BW_SECTION_SAMPLE,  BW_SECTION_HISTOGRAMS,
+                                    BW_SECTION_BINS,      BW_SECTION_RECALL};
     _Static_assert(sizeof kinds == BW_SECTION_KINDS - 1, "each once");
     sums *all = context;
     (void)worker;
     for (uint32_t i; (i = atomic_fetch_add(&all->next, 1)) < sizeof kinds;) {
         const bw_section *section = all->sections[kinds[i]];
+        if (section == NULL) { /* one that this segment has none of */
+            all->right[kinds[i]] = true;
+            continue;
+        }
         uint32_t sum = bw_kernels_get()->crc32c(0, all->map->data + section->offset, section->bytes);
         all->right[kinds[i]] = sum == section->checksum;
     }
@@ -251,7 +262,9 @@ void bw_segment_attach(bw_segment *segment, const char *name) {
     segment->granule_centroids = segment->tile_centroids + (size_t)segment->tile_stride * BW_DIMS;
     segment->histograms = (const uint32_t (*)[256])(const void *)sections[BW_SECTION_HISTOGRAMS];
     segment->sample_rows = header->rows < BW_SAMPLE_ROWS ? (uint32_t)header->rows : BW_SAMPLE_ROWS;
-    segment->sample = sections[BW_SECTION_SAMPLE];
+    segment->sample =
+        sections[BW_SECTION_SAMPLE] != NULL ? sections[BW_SECTION_SAMPLE] : sections[BW_SECTION_CODES];
+    segment->fine = sections[BW_SECTION_FINE];
     segment->recall = (const bw_recall *)(const void *)sections[BW_SECTION_RECALL];
     segment->header_checksum = header->checksum;
     memcpy(segment->uuid, header->uuid, sizeof segment->uuid);

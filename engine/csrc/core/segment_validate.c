@@ -170,21 +170,13 @@ static int32_t check_centroid_padding(const bw_segment *segment, bw_error *error
 }
 
 static int32_t check_sample(const bw_segment *segment, bw_error *error) {
-    uint32_t places = (uint32_t)bw_round_up(segment->sample_rows, BW_BLOCK_ROWS);
-    for (uint32_t i = 0; i < places; i++) {
-        uint64_t row = (2 * (uint64_t)i + 1) * segment->rows / (2 * (uint64_t)segment->sample_rows);
-        const uint8_t *sampled = segment->sample + (size_t)(i / BW_BLOCK_ROWS) * BW_BLOCK_ROWS * BW_DIMS;
+    for (uint32_t i = 0; segment->rows > BW_SAMPLE_ROWS && i < BW_SAMPLE_ROWS; i++) {
+        uint32_t block = i / BW_BLOCK_ROWS, place = i % BW_BLOCK_ROWS;
+        uint64_t turn = (uint64_t)place * BW_SAMPLE_BLOCKS + block;
+        uint64_t row = (2 * turn + 1) * segment->rows / (2 * (uint64_t)BW_SAMPLE_ROWS);
+        const uint8_t *sampled = segment->sample + (size_t)block * BW_BLOCK_ROWS * BW_DIMS;
         for (uint32_t dim = 0; dim < BW_DIMS; dim++) {
-            uint8_t found = sampled[dim * BW_BLOCK_ROWS + i % BW_BLOCK_ROWS];
-            if (i >= segment->sample_rows) {
-                if (found != 0) {
-                    return bw_fail(error, BW_CORRUPT,
-                                   "segment %s: section sample: values past the last row are not "
-                                   "zero. " REPAIR,
-                                   segment->info.name);
-                }
-                continue;
-            }
+            uint8_t found = sampled[dim * BW_BLOCK_ROWS + place];
             const uint8_t *columns = bw_segment_block(segment, (uint32_t)(row / BW_BLOCK_ROWS));
             if (found != columns[dim * BW_BLOCK_ROWS + row % BW_BLOCK_ROWS]) {
                 return bw_fail(error, BW_CORRUPT,

@@ -93,20 +93,14 @@
  * Model. One vote an estimator, threshold estimators / 2 + 1; score = votes * 2^21 - squared distance to the
  * mean positive (2 * S + n) / (2 * n). Squared distances are at most 2,080,800 < 2^21, so votes lead. */
 /* clang-format on */
-#include "index.h"
-#include "model.h"
+#include "train.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_LABELS 1000000
-#define MAX_RANDOMS 100000
 #define POSITIVE_LIMIT 2048 /* rows an estimator: training stays below a second, */
 #define NEGATIVE_LIMIT 4096 /* sums of squares and of weights far below 2^63 */
-#define PRIOR_ROWS 512      /* its distances take PRIOR_ROWS^2 * 32 steps, a few milliseconds */
-#define PRIOR_NEIGHBOURS 4
 #define PRIOR_MINIMUM 8
-#define PRIOR_ALONE 16384 /* 8^2 in 1/256 */
 #define PRIOR_STRENGTH 4  /* the prior counts as 4 - 1 positives, */
 #define SCALE_STRENGTH 16 /* its scale as 16 differences in one dimension */
 #define MAX_SCALE 320     /* groups of several classes are wide: do not take that for a wide class */
@@ -121,7 +115,6 @@
 #define MAX_NODES MAX_LEAVES /* a tree has at most MAX_LEAVES / 2 leaves */
 #define BOX_MASS 8192
 #define CUT_COST 128
-#define VOTE_SHIFT 21
 
 /* Rows of one kind with how often each counts. */
 typedef struct rows {
@@ -136,6 +129,7 @@ typedef struct neighbour {
 } neighbour;
 
 typedef struct learner {
+    const bw_training *training;
     const uint8_t *positives, *negatives, *randoms;
     size_t n_positives, n_negatives, n_randoms;
     uint32_t negative_weight;
@@ -147,14 +141,27 @@ typedef struct learner {
     uint32_t n_dims;
     rows p, n;
     int64_t p_total, n_total;
-    bool *covered;    /* of p */
-    neighbour *near;  /* of p */
-    uint32_t *inside; /* of n: scratch */
+    bool *covered;   /* of p */
+    neighbour *near; /* of p */
+
+    /* The negatives by dimension, and bitmaps of them in `words` words: whole blocks of the box kernel; bits
+     * past the last row are not set in `every`, and so in none. */
+    const bw_kernels *kernels;
+    size_t stride, words;
+    uint8_t *columns; /* [32][stride] */
+    uint64_t *every;
+    uint64_t *digits; /* [n_digits][words]: the rows' weights / WEIGHT_ONE in binary */
+    uint32_t n_digits;
+    uint64_t *within;   /* [32][words]: rows inside the range of a dimension */
+    uint64_t *inside;   /* rows inside the box at work */
+    uint64_t *weighing; /* [n_digits][words]: scratch */
+
     uint32_t *draws;  /* scratch for bootstraps */
     uint32_t n_given; /* the first so many of n are given negatives */
     uint32_t boxes_grown, leaves, max_leaves;
     struct node *nodes;                        /* of the tree at work */
     uint32_t *node_positives, *node_negatives; /* rows of p and n, each node's in one run */
+    int32_t mass[BW_DIMS][257];                /* mass_below of the box at work */
 
     /* the model so far */
     uint32_t *first_box;
@@ -217,62 +224,83 @@ static bool contains(const growing *box, const uint8_t *code, uint32_t but_dim) 
     return true;
 }
 
-/* Shares of the uncovered positives and of the negatives inside a box. */
+/* ---- bitmaps of negatives ---- */
+
+#define BLOCK_WORDS (BW_BLOCK_ROWS / 64)
+#define MAX_DIGITS 13 /* NEGATIVE_LIMIT draws of one row */
+
+/* Fills l->within of one dimension. */
+static void find_within(learner *l, uint32_t d, int32_t lo, int32_t hi) {
+    const bw_ranges range = {.count = 1, .lo = {(uint8_t)lo}, .hi = {(uint8_t)hi}};
+    for (size_t w = 0; w < l->words; w += BLOCK_WORDS) {
+        l->kernels->box(l->columns + d * l->stride + 64 * w, 0, &range, l->every + w,
+                        l->within + d * l->words + w);
+    }
+}
+
+/* How many bits two bitmaps have in common: sums of ever wider groups of bits, which compilers vectorise. */
+static int64_t count_common(const uint64_t *a, const uint64_t *b, size_t words) {
+    int64_t count = 0;
+    for (size_t first = 0; first < words; first += 7 * BLOCK_WORDS) {
+        size_t end = first + 7 * BLOCK_WORDS < words ? first + 7 * BLOCK_WORDS : words;
+        uint64_t bytes = 0; /* at most 28 * 8 each */
+        for (size_t w = first; w < end; w++) {
+            uint64_t x = a[w] & b[w];
+            x -= x >> 1 & UINT64_C(0x5555555555555555);
+            x = (x & UINT64_C(0x3333333333333333)) + (x >> 2 & UINT64_C(0x3333333333333333));
+            bytes += (x + (x >> 4)) & UINT64_C(0x0f0f0f0f0f0f0f0f);
+        }
+        bytes = (bytes & UINT64_C(0x00ff00ff00ff00ff)) + (bytes >> 8 & UINT64_C(0x00ff00ff00ff00ff));
+        count += (int64_t)(bytes * UINT64_C(0x0001000100010001) >> 48);
+    }
+    return count;
+}
+
+/* The weight of `rows`. */
+static int64_t weigh(const learner *l, const uint64_t *rows) {
+    int64_t sum = 0;
+    for (uint32_t k = 0; k < l->n_digits; k++) {
+        sum += count_common(rows, l->digits + k * l->words, l->words) << k;
+    }
+    return WEIGHT_ONE * sum;
+}
+
+/* Fills l->within for the chosen dimensions of a box, and l->inside. */
+static void find_inside(learner *l, const growing *box) {
+    memcpy(l->inside, l->every, l->words * sizeof *l->inside);
+    for (uint32_t i = 0; i < box->n_chosen; i++) {
+        uint32_t d = box->chosen[i];
+        find_within(l, d, box->lo[d], box->hi[d]);
+        for (size_t w = 0; w < l->words; w++) {
+            l->inside[w] &= l->within[d * l->words + w];
+        }
+    }
+}
+
+/* Shares of the uncovered positives inside a box, and of the negatives, which are l->inside. */
 static void shares(const learner *l, const growing *box, int64_t *a, int64_t *b) {
-    int64_t positives = 0, negatives = 0;
+    int64_t positives = 0;
     for (uint32_t i = 0; i < l->p.count; i++) {
         positives += !l->covered[i] && contains(box, l->p.codes[i], BW_DIMS) ? l->p.weights[i] : 0;
     }
-    for (uint32_t i = 0; i < l->n.count; i++) {
-        negatives += contains(box, l->n.codes[i], BW_DIMS) ? l->n.weights[i] : 0;
-    }
     *a = positives * SHARE_ONE / l->p_total;
-    *b = negatives * SHARE_ONE / l->n_total;
+    *b = weigh(l, l->inside) * SHARE_ONE / l->n_total;
 }
 
 /* ---- prior ---- */
 
-static const uint8_t *prior_row(const learner *l, size_t i, size_t n) {
-    if (l->n_randoms >= PRIOR_MINIMUM) {
-        return l->randoms + i * l->n_randoms / n * BW_DIMS;
-    }
-    size_t row = i * (l->n_negatives + l->n_randoms) / n;
-    return row < l->n_negatives ? l->negatives + row * BW_DIMS
-                                : l->randoms + (row - l->n_negatives) * BW_DIMS;
-}
-
 static void find_prior(learner *l) {
-    size_t n = l->n_randoms >= PRIOR_MINIMUM ? l->n_randoms : l->n_negatives + l->n_randoms;
-    n = n < PRIOR_ROWS ? n : PRIOR_ROWS;
-    uint32_t k = n - 1 < PRIOR_NEIGHBOURS ? (uint32_t)n - 1 : PRIOR_NEIGHBOURS;
-    int64_t sums[BW_DIMS] = {0};
+    bool enough = l->n_randoms >= PRIOR_MINIMUM;
+    size_t rows = enough ? l->n_randoms : l->n_negatives + l->n_randoms;
+    size_t n = rows < BW_PRIOR_ROWS ? rows : BW_PRIOR_ROWS;
+    const uint8_t *codes[BW_PRIOR_ROWS];
     for (size_t i = 0; i < n; i++) {
-        const uint8_t *code = prior_row(l, i, n);
-        neighbour near[PRIOR_NEIGHBOURS];
-        uint32_t found = 0;
-        for (size_t j = 0; j < n; j++) {
-            uint32_t distance = squared_distance(code, prior_row(l, j, n));
-            if (j == i || (found == k && (k == 0 || distance >= near[k - 1].distance))) {
-                continue;
-            }
-            uint32_t place = found < k ? found++ : k - 1;
-            for (; place > 0 && near[place - 1].distance > distance; place--) {
-                near[place] = near[place - 1];
-            }
-            near[place] = (neighbour){distance, (uint32_t)j};
-        }
-        for (uint32_t m = 0; m < k; m++) {
-            const uint8_t *other = prior_row(l, near[m].row, n);
-            for (uint32_t d = 0; d < BW_DIMS; d++) {
-                int64_t difference = (int64_t)code[d] - other[d];
-                sums[d] += difference * difference;
-            }
-        }
+        size_t row = i * rows / n;
+        bool random = enough || row >= l->n_negatives;
+        codes[i] = random ? l->randoms + (enough ? row : row - l->n_negatives) * BW_DIMS
+                          : l->negatives + row * BW_DIMS;
     }
-    for (uint32_t d = 0; d < BW_DIMS; d++) {
-        int64_t value = k == 0 ? PRIOR_ALONE : 128 * sums[d] / ((int64_t)n * k);
-        l->prior[d] = value > 256 ? value : 256;
-    }
+    bw_training_prior(codes, n, l->prior);
 }
 
 /* ---- estimators ---- */
@@ -311,6 +339,34 @@ static int64_t total_weight(const rows *r) {
     return sum;
 }
 
+static void index_negatives(learner *l) {
+    uint32_t most = 0;
+    l->words = (l->n.count + BW_BLOCK_ROWS - 1) / BW_BLOCK_ROWS * BLOCK_WORDS;
+    for (uint32_t i = 0; i < l->n.count; i++) {
+        most |= l->n.weights[i] / WEIGHT_ONE;
+    }
+    for (l->n_digits = 0; most >> l->n_digits > 0; l->n_digits++) {
+    }
+    for (size_t w = 0; w < l->words; w++) {
+        size_t first = 64 * w, n = l->n.count > first ? l->n.count - first : 0;
+        n = n < 64 ? n : 64;
+        l->every[w] = n < 64 ? (UINT64_C(1) << n) - 1 : UINT64_MAX;
+        for (uint32_t k = 0; k < l->n_digits; k++) {
+            uint64_t digit = 0;
+            for (size_t i = 0; i < n; i++) {
+                digit |= (uint64_t)(l->n.weights[first + i] / WEIGHT_ONE >> k & 1) << i;
+            }
+            l->digits[k * l->words + w] = digit;
+        }
+        for (uint32_t j = 0; j < l->n_dims; j++) {
+            uint32_t d = l->dims[j];
+            for (size_t i = 0; i < n; i++) {
+                l->columns[d * l->stride + first + i] = l->n.codes[first + i][d];
+            }
+        }
+    }
+}
+
 static void draw_estimator(learner *l, bool bootstrap) {
     l->n_dims = BW_DIMS;
     for (uint32_t d = 0; d < BW_DIMS; d++) {
@@ -340,6 +396,7 @@ static void draw_estimator(learner *l, bool bootstrap) {
     take_rows(l, l->randoms, l->n_randoms, NEGATIVE_LIMIT, bootstrap, WEIGHT_ONE, &l->n);
     l->p_total = total_weight(&l->p);
     l->n_total = total_weight(&l->n);
+    index_negatives(l);
     memset(l->covered, 0, l->p.count * sizeof *l->covered);
 }
 
@@ -379,36 +436,19 @@ static void set_ranges(const learner *l, uint32_t m, growing *box) {
     }
 }
 
-/* Weight of the negatives in the range of each of the estimator's dimensions: all of them, or the n in
- * l->inside. */
-static void weigh_ranges(const learner *l, const growing *box, bool all, uint32_t n,
-                         int64_t weights[BW_DIMS]) {
-    memset(weights, 0, BW_DIMS * sizeof *weights);
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t row = all ? i : l->inside[i];
-        const uint8_t *code = l->n.codes[row];
-        for (uint32_t j = 0; j < l->n_dims; j++) {
-            uint32_t d = l->dims[j];
-            weights[d] += code[d] >= box->lo[d] && code[d] <= box->hi[d] ? l->n.weights[row] : 0;
-        }
-    }
-}
-
+/* Step 3's choice; fills l->inside. */
 static void choose_dims(learner *l, growing *box) {
     bool used[BW_DIMS] = {false};
     int64_t alone[BW_DIMS], left[BW_DIMS];
-    uint32_t inside = l->n.count, limit = l->n_dims < MAX_BOX_DIMS ? l->n_dims : MAX_BOX_DIMS;
-    for (uint32_t i = 0; i < inside; i++) {
-        l->inside[i] = i;
+    uint32_t limit = l->n_dims < MAX_BOX_DIMS ? l->n_dims : MAX_BOX_DIMS;
+    for (uint32_t j = 0; j < l->n_dims; j++) {
+        uint32_t d = l->dims[j];
+        find_within(l, d, box->lo[d], box->hi[d]);
+        left[d] = alone[d] = weigh(l, l->within + d * l->words);
     }
-    weigh_ranges(l, box, true, l->n.count, alone);
+    memcpy(l->inside, l->every, l->words * sizeof *l->inside);
     for (uint32_t step = 0; step < limit; step++) {
-        uint32_t best = BW_DIMS, kept = 0;
-        if (step == 0) {
-            memcpy(left, alone, sizeof left);
-        } else {
-            weigh_ranges(l, box, false, inside, left);
-        }
+        uint32_t best = BW_DIMS;
         for (uint32_t j = 0; j < l->n_dims; j++) {
             uint32_t d = l->dims[j];
             if (!used[d] && (best == BW_DIMS || left[d] < left[best] ||
@@ -417,12 +457,21 @@ static void choose_dims(learner *l, growing *box) {
             }
         }
         used[best] = true;
-        for (uint32_t i = 0; i < inside; i++) {
-            uint8_t x = l->n.codes[l->inside[i]][best];
-            l->inside[kept] = l->inside[i];
-            kept += x >= box->lo[best] && x <= box->hi[best];
+        for (size_t w = 0; w < l->words; w++) {
+            l->inside[w] &= l->within[best * l->words + w];
         }
-        inside = kept;
+        for (uint32_t k = 0; k < l->n_digits; k++) {
+            for (size_t w = 0; w < l->words; w++) {
+                l->weighing[k * l->words + w] = l->inside[w] & l->digits[k * l->words + w];
+            }
+        }
+        for (uint32_t j = 0; j < l->n_dims && step + 1 < limit; j++) {
+            uint32_t d = l->dims[j];
+            left[d] = 0;
+            for (uint32_t k = 0; !used[d] && k < l->n_digits; k++) {
+                left[d] += count_common(l->within + d * l->words, l->weighing + k * l->words, l->words) << k;
+            }
+        }
     }
     box->n_chosen = 0;
     for (uint32_t d = 0; d < BW_DIMS; d++) {
@@ -465,21 +514,13 @@ static void grow_box(learner *l, uint32_t seed, growing *best) {
     }
 }
 
-/* Step 4 for one border. `up` is 1 for hi and -1 for lo; places are counted outwards from the old border. */
-static void move_border(const learner *l, growing *box, uint32_t seed, uint32_t d, int32_t up) {
-    int64_t positives[256] = {0}, negatives[256] = {0}, gains[256];
+/* Step 4 for one border. `up` is 1 for hi and -1 for lo; places are counted outwards from the old border.
+ * positives and negatives are the weights in the slab by value. */
+static void move_border(const learner *l, growing *box, uint32_t seed, uint32_t d, int32_t up,
+                        const int64_t positives[256], const int64_t negatives[256]) {
+    int64_t gains[256];
     int32_t band = (int32_t)(box->half[d] / 128), old = up > 0 ? box->hi[d] : box->lo[d];
     int32_t x = l->p.codes[seed][d];
-    for (uint32_t i = 0; i < l->p.count; i++) {
-        if (!l->covered[i] && contains(box, l->p.codes[i], d)) {
-            positives[l->p.codes[i][d]] += l->p.weights[i];
-        }
-    }
-    for (uint32_t i = 0; i < l->n.count; i++) {
-        if (contains(box, l->n.codes[i], d)) {
-            negatives[l->n.codes[i][d]] += l->n.weights[i];
-        }
-    }
     int32_t first = -band, last = band;
     if (first < (x - old) * up) {
         first = (x - old) * up;
@@ -520,6 +561,33 @@ static void move_border(const learner *l, growing *box, uint32_t seed, uint32_t 
     *(up > 0 ? &box->hi[d] : &box->lo[d]) = old + chosen * up;
 }
 
+/* Step 4. l->within holds the chosen ranges, and does so afterwards. */
+static void move_borders(learner *l, growing *box, uint32_t seed) {
+    for (uint32_t i = 0; i < box->n_chosen; i++) {
+        uint32_t d = box->chosen[i];
+        const uint8_t *column = l->columns + d * l->stride;
+        int64_t positives[256] = {0}, negatives[256] = {0};
+        for (uint32_t r = 0; r < l->p.count; r++) {
+            if (!l->covered[r] && contains(box, l->p.codes[r], d)) {
+                positives[l->p.codes[r][d]] += l->p.weights[r];
+            }
+        }
+        for (size_t w = 0; w < l->words; w++) {
+            uint64_t slab = l->every[w];
+            for (uint32_t j = 0; j < box->n_chosen; j++) {
+                slab &= j == i ? UINT64_MAX : l->within[box->chosen[j] * l->words + w];
+            }
+            for (; slab; slab &= slab - 1) {
+                size_t row = 64 * w + (size_t)__builtin_ctzll(slab);
+                negatives[column[row]] += l->n.weights[row];
+            }
+        }
+        move_border(l, box, seed, d, 1, positives, negatives);
+        move_border(l, box, seed, d, -1, positives, negatives);
+        find_within(l, d, box->lo[d], box->hi[d]);
+    }
+}
+
 /* ---- cuts ---- */
 
 /* The share of the mass at places below x, of 65536. */
@@ -535,15 +603,9 @@ static int64_t mass_below(const growing *box, uint32_t d, int64_t x) {
                           : SHARE_ONE - 2 * SHARE_ONE * high * high / (all * all);
 }
 
-/* The mass of a node that lies in dimension d at places up to `place`. `first` and `all` are mass_below at
- * the node's lo, and how much it rises up to its end. */
-static int64_t mass_left(const growing *box, const node *v, uint32_t d, int32_t place, int64_t first,
-                         int64_t all) {
-    return all > 0 ? v->mass * (mass_below(box, d, (int64_t)place + 1) - first) / all : v->mass / 2;
-}
-
+/* For p, n < 2^23. */
 static int64_t gini(int64_t p, int64_t n) {
-    return p + n == 0 ? 0 : 16 * (p * p + n * n) / (p + n);
+    return p + n == 0 ? 0 : bw_quotient(16 * (p * p + n * n), p + n);
 }
 
 /* Moves the rows of a run with codes up to `place` to its front; gives the end of these. */
@@ -565,50 +627,85 @@ struct cut {
     int64_t mass; /* that goes left */
 };
 
+/* Fills l->mass of a dimension for a box. */
+static void find_mass(learner *l, const growing *box, uint32_t d) {
+    for (int32_t x = 0; x <= 256; x++) {
+        l->mass[d][x] = (int32_t)mass_below(box, d, x);
+    }
+}
+
+/* Weights of a node's rows in one dimension by value. */
+typedef struct values {
+    uint64_t present[256 / 64];
+    int32_t positives[256], negatives[256]; /* zero where not present, and between uses */
+} values;
+
+static void find_values(const learner *l, const node *v, uint32_t d, values *values) {
+    const uint8_t *column = l->columns + d * l->stride;
+    memset(values->present, 0, sizeof values->present);
+    for (uint32_t i = v->positives; i < v->positives_end; i++) {
+        uint32_t row = l->node_positives[i];
+        uint8_t x = l->p.codes[row][d];
+        values->positives[x] += (int32_t)(WEIGHT_ONE * l->p.weights[row]);
+        values->present[x / 64] |= UINT64_C(1) << x % 64;
+    }
+    for (uint32_t i = v->negatives; i < v->negatives_end; i++) {
+        uint32_t row = l->node_negatives[i];
+        uint8_t x = column[row];
+        values->negatives[x] += (int32_t)l->n.weights[row];
+        values->present[x / 64] |= UINT64_C(1) << x % 64;
+    }
+}
+
 /* Finds the best cut of a node; false: all its rows have the same codes. */
-static bool find_cut(const learner *l, const growing *box, const node *v, struct cut *cut) {
-    int64_t best = -1, best_gap = -1;
+static bool find_cut(const learner *l, const node *v, values *values, struct cut *cut) {
+    int64_t best = -1, best_gap = -1, p = v->mass, n = 0;
+    for (uint32_t i = v->positives; i < v->positives_end; i++) {
+        p += (int64_t)WEIGHT_ONE * l->p.weights[l->node_positives[i]];
+    }
+    for (uint32_t i = v->negatives; i < v->negatives_end; i++) {
+        n += l->n.weights[l->node_negatives[i]];
+    }
     for (uint32_t j = 0; j < l->n_dims; j++) {
         uint32_t d = l->dims[j];
-        int64_t positives[256] = {0}, negatives[256] = {0}, p = v->mass, n = 0, a = 0, b = 0;
-        int64_t first = mass_below(box, d, v->lo[d]), all = mass_below(box, d, (int64_t)v->hi[d] + 1) - first;
+        const int32_t *below = l->mass[d];
+        int64_t first = below[v->lo[d]], all = below[v->hi[d] + 1] - first, a = 0, b = 0;
         int32_t last = -1;
-        for (uint32_t i = v->positives; i < v->positives_end; i++) {
-            uint32_t row = l->node_positives[i];
-            positives[l->p.codes[row][d]] += (int64_t)WEIGHT_ONE * l->p.weights[row];
-            p += (int64_t)WEIGHT_ONE * l->p.weights[row];
-        }
-        for (uint32_t i = v->negatives; i < v->negatives_end; i++) {
-            uint32_t row = l->node_negatives[i];
-            negatives[l->n.codes[row][d]] += l->n.weights[row];
-            n += l->n.weights[row];
-        }
-        for (int32_t x = v->lo[d]; x <= v->hi[d]; x++) {
-            if (positives[x] + negatives[x] == 0) {
-                continue;
-            }
-            if (last >= 0) {
-                int32_t place = (last + x) / 2;
-                int64_t mass = mass_left(box, v, d, place, first, all), left = a + mass, away = x - last;
-                int64_t gain = gini(left, b) + gini(p - left, n - b);
-                int64_t gap = away * away * SHARE_ONE / l->prior[d];
-                if (gain > best || (gain == best && gap > best_gap)) {
-                    best = gain;
-                    best_gap = gap;
-                    *cut = (struct cut){d, place, mass};
+        find_values(l, v, d, values);
+        for (uint32_t w = 0; w < 256 / 64; w++) {
+            for (uint64_t present = values->present[w]; present; present &= present - 1) {
+                int32_t x = (int32_t)(64 * w) + __builtin_ctzll(present);
+                if (last >= 0) {
+                    int32_t place = (last + x) / 2;
+                    int64_t mass = v->mass / 2, away = x - last;
+                    if (all > 0) {
+                        mass = v->mass * (below[place + 1] - first);
+                        mass = all == SHARE_ONE ? mass / SHARE_ONE : bw_quotient(mass, all);
+                    }
+                    int64_t left = a + mass, gain = gini(left, b) + gini(p - left, n - b);
+                    if (gain >= best) {
+                        int64_t gap = away * away * SHARE_ONE / l->prior[d];
+                        if (gain > best || gap > best_gap) {
+                            best = gain;
+                            best_gap = gap;
+                            *cut = (struct cut){d, place, mass};
+                        }
+                    }
                 }
+                a += values->positives[x];
+                b += values->negatives[x];
+                values->positives[x] = values->negatives[x] = 0;
+                last = x;
             }
-            a += positives[x];
-            b += negatives[x];
-            last = x;
         }
     }
     return best >= 0;
 }
 
-/* Step 6; gives the number of nodes. */
+/* Step 6; gives the number of nodes. l->inside is the box's. */
 static uint32_t grow_tree(learner *l, const growing *box) {
     uint32_t count = 1, limit = (l->max_leaves - l->leaves) / 2;
+    values values = {0};
     node *root = &l->nodes[0];
     *root = (node){.mass = BOX_MASS};
     memset(root->hi, 255, sizeof root->hi);
@@ -622,16 +719,22 @@ static uint32_t grow_tree(learner *l, const growing *box) {
             l->node_positives[root->positives_end++] = i;
         }
     }
-    for (uint32_t i = 0; i < l->n_given; i++) {
-        if (contains(box, l->n.codes[i], BW_DIMS)) {
-            l->node_negatives[root->negatives_end++] = i;
+    for (uint32_t w = 0; 64 * w < l->n_given; w++) {
+        for (uint64_t rows = l->inside[w]; rows; rows &= rows - 1) {
+            uint32_t row = 64 * w + (uint32_t)__builtin_ctzll(rows);
+            if (row < l->n_given) {
+                l->node_negatives[root->negatives_end++] = row;
+            }
         }
+    }
+    for (uint32_t j = 0; j < l->n_dims && root->negatives_end > 0; j++) {
+        find_mass(l, box, l->dims[j]);
     }
     for (uint32_t i = 0; i < count && (count + 1) / 2 < limit; i++) {
         node *v = &l->nodes[i], *left = &l->nodes[count], *right = left + 1;
         struct cut cut;
         if (v->negatives == v->negatives_end || (v->positives == v->positives_end && v->mass == 0) ||
-            !find_cut(l, box, v, &cut)) {
+            !find_cut(l, v, &values, &cut)) {
             continue;
         }
         *left = *right = *v;
@@ -735,11 +838,14 @@ static int32_t grow_branch(learner *l, uint32_t estimator, bw_error *error) {
         }
         growing box;
         int64_t a, b;
-        grow_box(l, seed, &box);
-        for (uint32_t i = 0; i < box.n_chosen; i++) {
-            move_border(l, &box, seed, box.chosen[i], 1);
-            move_border(l, &box, seed, box.chosen[i], -1);
+        status = bw_training_cancelled(l->training, error);
+        if (status) {
+            break;
         }
+        grow_box(l, seed, &box);
+        find_inside(l, &box);
+        move_borders(l, &box, seed);
+        find_inside(l, &box);
         shares(l, &box, &a, &b);
         if (seeds == 0) {
             first = box;
@@ -753,82 +859,13 @@ static int32_t grow_branch(learner *l, uint32_t estimator, bw_error *error) {
     }
     if (!status && l->boxes_grown == 0) {
         memset(l->covered, 0, l->p.count * sizeof *l->covered);
+        find_inside(l, &first);
         status = cut_box(l, estimator, &first, error);
     }
     return status;
 }
 
-/* ---- the public functions ---- */
-
-static int32_t check_options(const bw_train_options *options, bw_error *error) {
-    if (!options) {
-        return bw_fail(error, BW_INVALID, "train: no options");
-    }
-    if (options->learner != BW_LEARNER_BRANCH && options->learner != BW_LEARNER_ENSEMBLE) {
-        return bw_fail(error, BW_INVALID, "train: unknown learner %d; it is %d (branch) or %d (ensemble)",
-                       options->learner, BW_LEARNER_BRANCH, BW_LEARNER_ENSEMBLE);
-    }
-    if (options->learner == BW_LEARNER_ENSEMBLE &&
-        (options->estimators < 1 || options->estimators > BW_MAX_ESTIMATORS)) {
-        return bw_fail(error, BW_INVALID, "train: estimators: %u is out of range 1..%d", options->estimators,
-                       BW_MAX_ESTIMATORS);
-    }
-    if (options->random_negatives > MAX_RANDOMS) {
-        return bw_fail(error, BW_INVALID, "train: random_negatives: %u is out of range 0..%d",
-                       options->random_negatives, MAX_RANDOMS);
-    }
-    if (!(options->negative_weight >= 0.01 && options->negative_weight <= 100)) {
-        return bw_fail(error, BW_INVALID, "train: negative_weight: %g is out of range 0.01..100",
-                       options->negative_weight);
-    }
-    return BW_OK;
-}
-
-static int32_t check_counts(size_t positives, size_t negatives, bw_error *error) {
-    if (positives == 0) {
-        return bw_fail(error, BW_INVALID, "train: there are no positives; mark at least one image as right");
-    }
-    if (positives > MAX_LABELS || negatives > MAX_LABELS) {
-        return bw_fail(error, BW_INVALID, "train: %zu %s; at most %d are allowed",
-                       positives > MAX_LABELS ? positives : negatives,
-                       positives > MAX_LABELS ? "positives" : "negatives", MAX_LABELS);
-    }
-    return BW_OK;
-}
-
-static int32_t make_model(const learner *l, const bw_train_options *options, const char *quantizer,
-                          bw_model **model, bw_error *error) {
-    bool ensemble = options->learner == BW_LEARNER_ENSEMBLE;
-    uint32_t estimators = ensemble ? options->estimators : 1;
-    int64_t n = (int64_t)l->n_positives;
-    bw_score score = {.votes = INT64_C(1) << VOTE_SHIFT, .shift = VOTE_SHIFT};
-    for (uint32_t d = 0; d < BW_DIMS; d++) {
-        int64_t sum = 0;
-        for (size_t i = 0; i < l->n_positives; i++) {
-            sum += l->positives[i * BW_DIMS + d];
-        }
-        int64_t mean = (2 * sum + n) / (2 * n);
-        score.linear[d] = 2 * mean;
-        score.square[d] = -1;
-        score.constant -= mean * mean;
-    }
-    /* The weight in hundredths is exact enough to read and the same whatever the locale. */
-    bw_text training = {0};
-    uint32_t hundredths = (uint32_t)(options->negative_weight * 100 + 0.5);
-    bw_text_append(&training,
-                   "{\"positives\":%zu,\"negatives\":%zu,\"random_negatives\":%zu,\"negative_weight\":%u.%"
-                   "02u,\"seed\":%llu}",
-                   l->n_positives, l->n_negatives, l->n_randoms, hundredths / 100, hundredths % 100,
-                   (unsigned long long)options->seed);
-    if (training.failed) {
-        bw_free(training.data);
-        return bw_fail_nomem(error, 256);
-    }
-    int32_t status = bw_model_new(ensemble ? "ensemble" : "branch", quantizer, estimators, l->first_box,
-                                  l->boxes, estimators / 2 + 1, &score, training.data, model, error);
-    bw_free(training.data);
-    return status;
-}
+/* ---- the learner ---- */
 
 static int32_t allocate(learner *l, uint32_t estimators, bw_error *error) {
     size_t p = l->n_positives < POSITIVE_LIMIT ? l->n_positives : POSITIVE_LIMIT;
@@ -842,52 +879,42 @@ static int32_t allocate(learner *l, uint32_t estimators, bw_error *error) {
     l->near = bw_alloc_array(p, sizeof *l->near);
     l->n.codes = bw_alloc_array(n, sizeof *l->n.codes);
     l->n.weights = bw_alloc_array(n, sizeof *l->n.weights);
-    l->inside = bw_alloc_array(n, sizeof *l->inside);
+    l->stride = (n + BW_BLOCK_ROWS - 1) / BW_BLOCK_ROWS * BW_BLOCK_ROWS + 64;
+    l->columns = bw_alloc_zero(l->stride, BW_DIMS);
+    l->every = bw_alloc_array(l->stride / 64, sizeof *l->every);
+    l->digits = bw_alloc_array(l->stride / 64, MAX_DIGITS * sizeof *l->digits);
+    l->within = bw_alloc_array(l->stride / 64, BW_DIMS * sizeof *l->within);
+    l->inside = bw_alloc_array(l->stride / 64, sizeof *l->inside);
+    l->weighing = bw_alloc_array(l->stride / 64, MAX_DIGITS * sizeof *l->weighing);
     l->draws = bw_alloc_array(longest, sizeof *l->draws);
     l->node_positives = bw_alloc_array(p, sizeof *l->node_positives);
     l->node_negatives = bw_alloc_array(n, sizeof *l->node_negatives);
     l->nodes = bw_alloc_array(MAX_NODES, sizeof *l->nodes);
     l->first_box = bw_alloc_zero((size_t)estimators + 1, sizeof *l->first_box);
     if (!l->p.codes || !l->p.weights || !l->covered || !l->near || !l->n.codes || !l->n.weights ||
-        !l->inside || !l->draws || !l->node_positives || !l->node_negatives || !l->nodes || !l->first_box) {
+        !l->columns || !l->every || !l->digits || !l->within || !l->inside || !l->weighing || !l->draws ||
+        !l->node_positives || !l->node_negatives || !l->nodes || !l->first_box) {
         return bw_fail_nomem(error, longest * sizeof *l->draws);
     }
     return BW_OK;
 }
 
-int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8_t *negatives,
-                       size_t n_negatives, const uint8_t *randoms, size_t n_randoms,
-                       const bw_train_options *options, const char *quantizer, bw_model **model,
-                       bw_train_stats *stats, bw_error *error) {
-    uint64_t start = bw_now();
-    int32_t status = check_options(options, error);
-    if (!status) {
-        status = check_counts(n_positives, n_negatives, error);
-    }
-    if (!status && n_randoms > MAX_RANDOMS) {
-        status = bw_fail(error, BW_INVALID, "train: %zu random negatives; at most %d are allowed", n_randoms,
-                         MAX_RANDOMS);
-    }
-    if (!status && n_negatives + n_randoms == 0) {
-        status = bw_fail(error, BW_INVALID,
-                         "train: there is nothing to tell the positives from: mark negatives, or set "
-                         "random_negatives to 1 or more in a collection that has other images");
-    }
-    if (status) {
-        return status;
-    }
+int32_t bw_train_branch(const bw_training *training, bw_model **model, bw_error *error) {
+    const bw_train_options *options = training->options;
     bool ensemble = options->learner == BW_LEARNER_ENSEMBLE;
-    uint32_t estimators = ensemble ? options->estimators : 1;
-    learner l = {.positives = positives,
-                 .negatives = negatives,
-                 .randoms = randoms,
-                 .n_positives = n_positives,
-                 .n_negatives = n_negatives,
-                 .n_randoms = n_randoms,
+    uint32_t estimators = bw_training_estimators(training);
+    learner l = {.training = training,
+                 .positives = training->positives,
+                 .negatives = training->negatives,
+                 .randoms = training->randoms,
+                 .n_positives = training->n_positives,
+                 .n_negatives = training->n_negatives,
+                 .n_randoms = training->n_randoms,
                  .negative_weight = (uint32_t)(options->negative_weight * WEIGHT_ONE + 0.5),
-                 .random = {options->seed}};
+                 .random = {options->seed},
+                 .kernels = bw_kernels_get()};
     l.max_leaves = BW_MAX_BOXES / estimators < MAX_LEAVES ? BW_MAX_BOXES / estimators : MAX_LEAVES;
-    status = allocate(&l, estimators, error);
+    int32_t status = allocate(&l, estimators, error);
     if (!status) {
         find_prior(&l);
     }
@@ -896,12 +923,7 @@ int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8
         status = grow_branch(&l, e, error);
     }
     if (!status) {
-        status = make_model(&l, options, quantizer, model, error);
-    }
-    if (!status && stats) {
-        *stats =
-            (bw_train_stats){(uint32_t)n_positives,   (uint32_t)n_negatives, (uint32_t)n_randoms, estimators,
-                             l.first_box[estimators], bw_now() - start};
+        status = bw_training_vote(training, l.first_box, l.boxes, model, error);
     }
     bw_free(l.p.codes);
     bw_free(l.p.weights);
@@ -909,99 +931,17 @@ int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8
     bw_free(l.near);
     bw_free(l.n.codes);
     bw_free(l.n.weights);
+    bw_free(l.columns);
+    bw_free(l.every);
+    bw_free(l.digits);
+    bw_free(l.within);
     bw_free(l.inside);
+    bw_free(l.weighing);
     bw_free(l.draws);
     bw_free(l.node_positives);
     bw_free(l.node_negatives);
     bw_free(l.nodes);
     bw_free(l.first_box);
     bw_free(l.boxes);
-    return status;
-}
-
-static int compare_ids(const void *a, const void *b) {
-    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
-    return (x > y) - (x < y);
-}
-
-/* Sorts ids and drops repetitions; gives how many are left. */
-static size_t make_set(int64_t *ids, size_t n) {
-    size_t kept = 0;
-    qsort(ids, n, sizeof *ids, compare_ids);
-    for (size_t i = 0; i < n; i++) {
-        if (kept == 0 || ids[kept - 1] != ids[i]) {
-            ids[kept++] = ids[i];
-        }
-    }
-    return kept;
-}
-
-/* Everything that bw_train needs but the model: ids as sets and the codes of all, in one place to free. */
-typedef struct labels {
-    int64_t *ids; /* n_positives + n_negatives, then room for all of them and the random ones */
-    uint8_t *codes;
-    size_t positives, negatives, randoms;
-} labels;
-
-static int32_t collect(const bw_index *index, const int64_t *positives, size_t n_positives,
-                       const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
-                       labels *s, bw_error *error) {
-    size_t given = n_positives + n_negatives, wanted = options->random_negatives;
-    s->ids = bw_alloc_array(2 * given + wanted, sizeof *s->ids);
-    s->codes = bw_alloc_array(given + wanted, BW_DIMS);
-    if (!s->ids || !s->codes) {
-        return bw_fail_nomem(error, (given + wanted) * BW_DIMS);
-    }
-    memcpy(s->ids, positives, n_positives * sizeof *s->ids);
-    s->positives = make_set(s->ids, n_positives);
-    int64_t *ids_negative = s->ids + s->positives;
-    if (n_negatives > 0) {
-        memcpy(ids_negative, negatives, n_negatives * sizeof *s->ids);
-        s->negatives = make_set(ids_negative, n_negatives);
-    }
-    given = s->positives + s->negatives;
-    int64_t *all = s->ids + given, *drawn = all + given;
-    memcpy(all, s->ids, given * sizeof *all);
-    qsort(all, given, sizeof *all, compare_ids);
-    for (size_t i = 1; i < given; i++) {
-        if (all[i] == all[i - 1]) {
-            return bw_fail(error, BW_INVALID,
-                           "train: id %lld is both a positive and a negative; take it out of one of them",
-                           (long long)all[i]);
-        }
-    }
-    int32_t status = bw_index_codes(index, s->ids, given, s->codes, NULL, error);
-    if (!status && wanted > 0) {
-        status = bw_index_draw(index, options->seed, wanted, all, given, drawn, &s->randoms, error);
-    }
-    if (!status && s->randoms > 0) {
-        status = bw_index_codes(index, drawn, s->randoms, s->codes + given * BW_DIMS, NULL, error);
-    }
-    return status;
-}
-
-int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives,
-                 const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
-                 bw_model **model, bw_train_stats *stats, bw_error *error) {
-    uint64_t start = bw_now();
-    labels s = {0};
-    int32_t status = check_options(options, error);
-    if (!status) {
-        status = check_counts(n_positives, n_negatives, error);
-    }
-    if (!status) {
-        status = collect(index, positives, n_positives, negatives, n_negatives, options, &s, error);
-    }
-    if (!status) {
-        const uint8_t *code = s.codes;
-        status = bw_train_codes(code, s.positives, code + s.positives * BW_DIMS, s.negatives,
-                                code + (s.positives + s.negatives) * BW_DIMS, s.randoms, options,
-                                index->info.fingerprints.quantizer, model, stats, error);
-    }
-    if (!status && stats) {
-        stats->nanoseconds = bw_now() - start;
-    }
-    bw_free(s.ids);
-    bw_free(s.codes);
     return status;
 }

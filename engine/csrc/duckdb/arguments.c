@@ -18,6 +18,13 @@ bool given(duckdb_bind_info info, const char *name) {
     return found;
 }
 
+bool given_null(duckdb_bind_info info, const char *name) {
+    bool is_null;
+    duckdb_value value = take(info, name, &is_null);
+    duckdb_destroy_value(&value);
+    return is_null;
+}
+
 static bool fail_null(const char *name, bw_error *error) {
     return fail(error, "%s is NULL: give a value", name);
 }
@@ -47,6 +54,16 @@ bool read_real(duckdb_bind_info info, const char *name, double *value, bw_error 
     duckdb_value v = take(info, name, &is_null);
     if (v && !is_null) {
         *value = duckdb_get_double(v);
+    }
+    duckdb_destroy_value(&v);
+    return !is_null || fail_null(name, error);
+}
+
+bool read_flag(duckdb_bind_info info, const char *name, int32_t *value, bw_error *error) {
+    bool is_null;
+    duckdb_value v = take(info, name, &is_null);
+    if (v && !is_null) {
+        *value = duckdb_get_bool(v);
     }
     duckdb_destroy_value(&v);
     return !is_null || fail_null(name, error);
@@ -117,6 +134,25 @@ bool read_bytes(duckdb_bind_info info, const char *name, uint8_t **values, size_
         *values = memory;
     }
     return ok;
+}
+
+bool read_code(duckdb_bind_info info, const char *name, size_t dims, const uint8_t **code, bw_error *error) {
+    uint8_t *values = NULL;
+    size_t n = 0;
+    if (given_null(info, name)) {
+        return true;
+    }
+    if (!read_bytes(info, name, &values, &n, error)) {
+        return false;
+    }
+    if (values && n != dims) {
+        free(values);
+        return fail(error, "%s has %zu values: give a code of %zu, each 0 to 255", name, n, dims);
+    }
+    if (values) {
+        *code = values;
+    }
+    return true;
 }
 
 bool read_ids(duckdb_bind_info info, const char *name, int64_t **values, size_t *n, bw_error *error) {

@@ -87,6 +87,7 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_free SLOT(25, void, (void *))
 #define duckdb_vector_size SLOT(26, idx_t, (void))
 #define duckdb_destroy_value SLOT(92, void, (duckdb_value *))
+#define duckdb_get_bool SLOT(118, bool, (duckdb_value))
 #define duckdb_get_uint8 SLOT(120, uint8_t, (duckdb_value))
 #define duckdb_get_int64 SLOT(125, int64_t, (duckdb_value))
 #define duckdb_get_uint64 SLOT(126, uint64_t, (duckdb_value))

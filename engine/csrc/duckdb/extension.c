@@ -1,6 +1,7 @@
 /* extension.c - the entry point, errors, and the frame around every table function. */
 #include "extension.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -100,7 +101,10 @@ static void write_null(duckdb_vector vector, idx_t row) {
 }
 
 static void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type type, const cell *cell) {
-    if (type != DUCKDB_TYPE_VARCHAR && type != DUCKDB_TYPE_DOUBLE && cell->integer == NO_INTEGER) {
+    bool null = type == DUCKDB_TYPE_VARCHAR  ? !cell->text
+                : type == DUCKDB_TYPE_DOUBLE ? isnan(cell->real)
+                                             : cell->integer == NO_INTEGER;
+    if (null) {
         write_null(vector, row);
         return;
     }
@@ -118,11 +122,7 @@ static void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type 
         ((double *)data)[row] = cell->real;
         break;
     default:
-        if (cell->text) {
-            duckdb_vector_assign_string_element(vector, row, cell->text);
-        } else {
-            write_null(vector, row);
-        }
+        duckdb_vector_assign_string_element(vector, row, cell->text);
     }
 }
 
@@ -139,6 +139,8 @@ static void call_free(void *memory) {
     free(call->ids);
     free(call->positives);
     free(call->negatives);
+    free((void *)call->options.query);
+    free((void *)call->options.query_fine);
     free(call);
 }
 

@@ -54,7 +54,7 @@ typedef struct call {
     bw_model *within; /* NULL: all rows */
     int64_t *ids;     /* NULL: all rows; owned */
     size_t n_ids;
-    bw_train_options options;
+    bw_train_options options; /* its query and query_fine are owned */
     int64_t *positives;
     int64_t *negatives;
     size_t n_positives;
@@ -65,8 +65,8 @@ typedef struct call {
 #define NO_INTEGER INT64_MIN
 typedef union cell {
     int64_t integer; /* BIGINT, INTEGER, BOOLEAN; NO_INTEGER is SQL's NULL */
-    double real;
-    char *text; /* owned; NULL is SQL's NULL */
+    double real;     /* NaN is SQL's NULL */
+    char *text;      /* owned; NULL is SQL's NULL */
 } cell;
 
 typedef struct relation {
@@ -86,6 +86,13 @@ bool set_text(cell *cell, const char *text, bw_error *error);
 /* 8-4-4-4-12 lower-case hexadecimal digits. Gives `text`. */
 const char *uuid_text(const uint8_t uuid[16], char text[UUID_BYTES]);
 
+/* A search that a function has opened, and what its rows are told with. */
+typedef struct opened {
+    bw_search *search;
+    int32_t score_shift; /* scores are in units of 2^-score_shift */
+    char learner[16];    /* the model's */
+} opened;
+
 /* Besides the named parameters each takes one VARCHAR without a name: the index, for boxwood_boxes the model.
  */
 typedef struct table_function {
@@ -96,9 +103,9 @@ typedef struct table_function {
 
     /* Either of the two, with the index as it is at the execution: rows at once, */
     bool (*run)(const call *call, const bw_index *index, relation *out, bw_error *error);
-    /* or a search whose rows stream on DuckDB's threads. *search is owned by the caller. */
-    bool (*open)(const call *call, const bw_index *index, bw_search **search, int32_t *score_shift,
-                 bw_error *error);
+    /* or a search whose rows stream on DuckDB's threads: columns id, votes, score and learner, or the first
+     * three of these. out->search is owned by the caller. */
+    bool (*open)(const call *call, const bw_index *index, opened *out, bw_error *error);
     bool count; /* of `open`: one row with the number and the statistics instead of the rows */
 } table_function;
 
@@ -122,12 +129,16 @@ duckdb_state register_scalar_functions(duckdb_connection connection);
 /* Each reads the parameter of the name; the absent and, where said, the NULL one leave *value as it is.
  * Otherwise NULL is an error. Lists are owned by the caller: free. */
 bool given(duckdb_bind_info info, const char *name);
+bool given_null(duckdb_bind_info info, const char *name);
 bool read_integer(duckdb_bind_info info, const char *name, int64_t *value, bw_error *error);
 bool read_unsigned(duckdb_bind_info info, const char *name, uint64_t *value, bw_error *error);
 bool read_real(duckdb_bind_info info, const char *name, double *value, bw_error *error);
+bool read_flag(duckdb_bind_info info, const char *name, int32_t *value, bw_error *error);
 /* *value is owned: duckdb_free. */
 bool read_text(duckdb_bind_info info, const char *name, char **value, bw_error *error);
 bool read_bytes(duckdb_bind_info info, const char *name, uint8_t **values, size_t *n, bw_error *error);
+/* A code of `dims` values; the absent and the NULL one leave *code as it is. */
+bool read_code(duckdb_bind_info info, const char *name, size_t dims, const uint8_t **code, bw_error *error);
 /* A NULL list reads as an empty one: it is what list() gives for no rows. */
 bool read_ids(duckdb_bind_info info, const char *name, int64_t **values, size_t *n, bw_error *error);
 bool read_index(duckdb_bind_info info, call *call, bw_error *error);

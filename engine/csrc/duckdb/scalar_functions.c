@@ -1,5 +1,5 @@
-/* scalar_functions.c - boxwood_votes, boxwood_distance, boxwood_sql, boxwood_knn_list and boxwood_check, a
- * chunk at a time.
+/* scalar_functions.c - boxwood_votes, boxwood_score, boxwood_distance, boxwood_sql, boxwood_knn_list and
+ * boxwood_check, a chunk at a time.
  *
  * DuckDB hands over flat vectors. NULL in any argument gives NULL. */
 #include "extension.h"
@@ -51,21 +51,27 @@ static bool same_text(text a, text b) {
     return a.bytes == b.bytes && (a.data == b.data || memcmp(a.data, b.data, a.bytes) == 0);
 }
 
-/* The 32 values of a row's list, or NULL with the error. */
-static const uint8_t *code_at(const argument *a, idx_t row, bw_error *error) {
+/* The `dims` values of a row's list, of a code or a fine code, or NULL with the error. */
+static const uint8_t *values_at(const argument *a, idx_t row, uint64_t dims, bw_error *error) {
+    const char *what = dims == BW_DIMS ? "code" : "fine code";
     duckdb_list_entry entry = ((const duckdb_list_entry *)a->data)[row];
-    if (entry.length != BW_DIMS) {
-        fail(error, "a list has %llu values: a code has %d", (unsigned long long)entry.length, BW_DIMS);
+    if (entry.length != dims) {
+        fail(error, "a list has %llu values: a %s has %llu", (unsigned long long)entry.length, what,
+             (unsigned long long)dims);
         return NULL;
     }
-    for (uint64_t i = 0; a->bytes_valid && i < BW_DIMS; i++) {
+    for (uint64_t i = 0; a->bytes_valid && i < dims; i++) {
         if (!valid(a->bytes_valid, entry.offset + i)) {
-            fail(error, "a code has a NULL at place %llu: codes have %d values", (unsigned long long)i + 1,
-                 BW_DIMS);
+            fail(error, "a %s has a NULL at place %llu: %ss have %llu values", what,
+                 (unsigned long long)i + 1, what, (unsigned long long)dims);
             return NULL;
         }
     }
     return a->bytes + entry.offset;
+}
+
+static const uint8_t *code_at(const argument *a, idx_t row, bw_error *error) {
+    return values_at(a, row, BW_DIMS, error);
 }
 
 static void set_null(duckdb_vector output, idx_t row) {
@@ -152,41 +158,58 @@ static shared_model *model_of(text json, bw_error *error) {
     return shared;
 }
 
-/* ---- boxwood_votes(model, code) ------------------------------------------------------------------------ */
+/* ---- boxwood_votes(model, code), boxwood_score(model, code), boxwood_score(model, code, fine) ------------
+ */
 
-/* Rows of one model, gathered to be evaluated together. */
+/* Rows of one model, gathered to be evaluated together: to their votes, or to their scores. */
 typedef struct gathered {
     shared_model *shared;
     size_t rows;
     uint8_t *codes;
+    uint8_t *fine; /* NULL: none were given */
     int32_t *votes;
+    int64_t *scores; /* NULL: votes are wanted */
     idx_t *row;
 } gathered;
 
-static bool evaluate(gathered *g, int32_t *output, bw_error *error) {
-    if (g->rows &&
-        bw_model_evaluate(g->shared->model, g->codes, g->rows, g->votes, NULL, NULL, error) != BW_OK) {
-        return false;
+static bool evaluate(gathered *g, void *output, bw_error *error) {
+    bw_model_info info = {0};
+    if (g->rows) {
+        bw_model_describe(g->shared->model, &info);
+        if (bw_model_evaluate(g->shared->model, g->codes, g->fine, g->rows, g->votes, g->scores, NULL,
+                              error) != BW_OK) {
+            return false;
+        }
     }
     for (size_t i = 0; i < g->rows; i++) {
-        output[g->row[i]] = g->votes[i];
+        if (g->scores) {
+            ((double *)output)[g->row[i]] = ldexp((double)g->scores[i], -info.result_shift);
+        } else {
+            ((int32_t *)output)[g->row[i]] = g->votes[i];
+        }
     }
     g->rows = 0;
     return true;
 }
 
-static void votes(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
+static void evaluate_rows(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output,
+                          bool scores, const char *name) {
+    bool has_fine = duckdb_data_chunk_get_column_count(input) > 2;
     argument model = argument_of(input, 0, false), code = argument_of(input, 1, true);
+    argument fine = argument_of(input, has_fine ? 2 : 1, true);
     idx_t rows = duckdb_data_chunk_get_size(input);
-    int32_t *out = duckdb_vector_get_data(output);
+    void *out = duckdb_vector_get_data(output);
     bw_error error = {0};
     text current = {NULL, 0};
     gathered g = {.codes = malloc((size_t)rows * BW_DIMS + 1),
+                  .fine = has_fine ? malloc((size_t)rows * BW_FINE_DIMS + 1) : NULL,
                   .votes = malloc((size_t)rows * sizeof(int32_t) + 1),
+                  .scores = scores ? malloc((size_t)rows * sizeof(int64_t) + 1) : NULL,
                   .row = malloc((size_t)rows * sizeof(idx_t) + 1)};
-    bool ok = (g.codes && g.votes && g.row) || fail_memory(&error);
+    bool ok = (g.codes && (g.fine || !has_fine) && g.votes && (g.scores || !scores) && g.row) ||
+              fail_memory(&error);
     for (idx_t r = 0; ok && r < rows; r++) {
-        if (!valid(model.valid, r) || !valid(code.valid, r)) {
+        if (!valid(model.valid, r) || !valid(code.valid, r) || !valid(fine.valid, r)) {
             set_null(output, r);
             continue;
         }
@@ -199,20 +222,34 @@ static void votes(duckdb_function_info info, duckdb_data_chunk input, duckdb_vec
             current = json;
         }
         const uint8_t *values = ok ? code_at(&code, r, &error) : NULL;
-        ok = values != NULL;
+        const uint8_t *second = values && has_fine ? values_at(&fine, r, BW_FINE_DIMS, &error) : values;
+        ok = second != NULL;
         if (ok) {
             memcpy(g.codes + g.rows * BW_DIMS, values, BW_DIMS);
+            if (has_fine) {
+                memcpy(g.fine + g.rows * BW_FINE_DIMS, second, BW_FINE_DIMS);
+            }
             g.row[g.rows++] = r;
         }
     }
     ok = ok && evaluate(&g, out, &error);
     model_drop(g.shared);
     free(g.codes);
+    free(g.fine);
     free(g.votes);
+    free(g.scores);
     free(g.row);
     if (!ok) {
-        give_error(info, "boxwood_votes", &error);
+        give_error(info, name, &error);
     }
+}
+
+static void votes(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
+    evaluate_rows(info, input, output, false, "boxwood_votes");
+}
+
+static void score(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
+    evaluate_rows(info, input, output, true, "boxwood_score");
 }
 
 /* ---- boxwood_sql(model) -------------------------------------------------------------------------------- */
@@ -515,14 +552,14 @@ static duckdb_state add(duckdb_connection connection, const char *name, const in
     return state;
 }
 
-/* With and without a recall. */
-static duckdb_state add_knn_list(duckdb_connection connection) {
-    static const int arguments[] = {TEXT, CODE, NUMBER, SHARE};
-    duckdb_scalar_function_set set = duckdb_create_scalar_function_set("boxwood_knn_list");
+/* A function whose last argument may be left out. */
+static duckdb_state add_set(duckdb_connection connection, const char *name, const int *arguments, int n,
+                            duckdb_logical_type (*result)(void), duckdb_scalar_function_t body,
+                            bool reads_files) {
+    duckdb_scalar_function_set set = duckdb_create_scalar_function_set(name);
     duckdb_state state = DuckDBSuccess;
-    for (int n = 3; n <= 4 && state == DuckDBSuccess; n++) {
-        duckdb_scalar_function function =
-            make("boxwood_knn_list", arguments, n, neighbours_type(), knn_list, true);
+    for (int most = n - 1; most <= n && state == DuckDBSuccess; most++) {
+        duckdb_scalar_function function = make(name, arguments, most, result(), body, reads_files);
         state = duckdb_add_scalar_function_to_set(set, function);
         duckdb_destroy_scalar_function(&function);
     }
@@ -533,6 +570,10 @@ static duckdb_state add_knn_list(duckdb_connection connection) {
     return state;
 }
 
+static duckdb_logical_type real_type(void) {
+    return duckdb_create_logical_type(DUCKDB_TYPE_DOUBLE);
+}
+
 duckdb_state register_scalar_functions(duckdb_connection connection) {
     bool ok = add(connection, "boxwood_votes", (const int[]){TEXT, CODE}, 2,
                   duckdb_create_logical_type(DUCKDB_TYPE_INTEGER), votes, false) == DuckDBSuccess &&
@@ -540,7 +581,10 @@ duckdb_state register_scalar_functions(duckdb_connection connection) {
                   duckdb_create_logical_type(DUCKDB_TYPE_DOUBLE), distance, false) == DuckDBSuccess &&
               add(connection, "boxwood_sql", (const int[]){TEXT}, 1,
                   duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), sql, false) == DuckDBSuccess &&
-              add_knn_list(connection) == DuckDBSuccess &&
+              add_set(connection, "boxwood_score", (const int[]){TEXT, CODE, CODE}, 3, real_type, score,
+                      false) == DuckDBSuccess &&
+              add_set(connection, "boxwood_knn_list", (const int[]){TEXT, CODE, NUMBER, SHARE}, 4,
+                      neighbours_type, knn_list, true) == DuckDBSuccess &&
               add(connection, "boxwood_check", (const int[]){TEXT, TEXT, NUMBER}, 3,
                   duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), check, true) == DuckDBSuccess;
     return ok ? DuckDBSuccess : DuckDBError;

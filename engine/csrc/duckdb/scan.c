@@ -6,17 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { SCAN_ID, SCAN_VOTES, SCAN_SCORE, SCAN_COLUMNS };
+enum { SCAN_ID, SCAN_VOTES, SCAN_SCORE, SCAN_LEARNER, SCAN_COLUMNS };
 
-static bool open_search(const call *call, bw_search **search, uint64_t *rows, int32_t *shift,
-                        bw_error *error) {
+static bool open_search(const call *call, opened *out, uint64_t *rows, bw_error *error) {
     bw_index *index = NULL;
     bw_index_info about;
     bool ok = open_current(call, &index, error);
     if (ok && bw_index_describe(index, &about) != BW_OK) {
         ok = fail(error, "the index cannot be described");
     }
-    ok = ok && call->function->open(call, index, search, shift, error);
+    ok = ok && call->function->open(call, index, out, error);
     if (ok) {
         *rows = about.rows;
     }
@@ -27,7 +26,7 @@ static bool open_search(const call *call, bw_search **search, uint64_t *rows, in
 /* ---- rows ---------------------------------------------------------------------------------------------- */
 
 typedef struct scan {
-    bw_search *search;
+    opened of;
     double score_unit;
 } scan;
 
@@ -42,7 +41,7 @@ typedef struct worker {
 
 static void scan_free(void *memory) {
     scan *scan = memory;
-    bw_search_close(scan->search);
+    bw_search_close(scan->of.search);
     free(scan);
 }
 
@@ -51,16 +50,15 @@ void scan_init(duckdb_init_info info) {
     bw_error error = {0};
     char text[MESSAGE_BYTES];
     uint64_t rows;
-    int32_t shift = 0;
     scan *scan = calloc(1, sizeof *scan);
-    bool ok = scan ? open_search(call, &scan->search, &rows, &shift, &error) : fail_memory(&error);
+    bool ok = scan ? open_search(call, &scan->of, &rows, &error) : fail_memory(&error);
     if (!ok) {
         free(scan);
         duckdb_init_set_error(info, error_text(call->function->name, &error, text));
         return;
     }
-    scan->score_unit = ldexp(1.0, -shift);
-    uint64_t morsels = bw_search_morsels(scan->search);
+    scan->score_unit = ldexp(1.0, -scan->of.score_shift);
+    uint64_t morsels = bw_search_morsels(scan->of.search);
     duckdb_init_set_max_threads(info, morsels ? morsels : 1);
     duckdb_init_set_init_data(info, scan, scan_free);
 }
@@ -130,7 +128,7 @@ void scan_next(duckdb_function_info info, duckdb_data_chunk output) {
     if (worker->next == worker->batch.rows) {
         bw_error error = {0};
         worker->next = worker->batch.rows = 0;
-        if (bw_search_next(scan->search, &worker->batch, NULL, &error) != BW_OK) {
+        if (bw_search_next(scan->of.search, &worker->batch, NULL, &error) != BW_OK) {
             char text[MESSAGE_BYTES];
             worker->batch.rows = 0;
             duckdb_function_set_error(info, error_text(call->function->name, &error, text));
@@ -143,11 +141,19 @@ void scan_next(duckdb_function_info info, duckdb_data_chunk output) {
         if (worker->column[i] >= SCAN_COLUMNS) {
             continue;
         }
-        void *data = duckdb_vector_get_data(duckdb_data_chunk_get_vector(output, i));
+        duckdb_vector vector = duckdb_data_chunk_get_vector(output, i);
+        void *data = duckdb_vector_get_data(vector);
         if (worker->column[i] == SCAN_ID) {
             memcpy(data, worker->batch.ids + worker->next, (size_t)rows * sizeof(int64_t));
         } else if (worker->column[i] == SCAN_VOTES) {
             memcpy(data, worker->batch.votes + worker->next, (size_t)rows * sizeof(int32_t));
+        } else if (worker->column[i] == SCAN_LEARNER) {
+            /* One text for all rows: copies of the first one's cell share its characters. */
+            duckdb_string_t *texts = data;
+            duckdb_vector_assign_string_element(vector, 0, scan->of.learner);
+            for (idx_t r = 1; r < rows; r++) {
+                texts[r] = texts[0];
+            }
         } else {
             double *scores = data;
             for (idx_t r = 0; r < rows; r++) {
@@ -162,7 +168,7 @@ void scan_next(duckdb_function_info info, duckdb_data_chunk output) {
 /* ---- count --------------------------------------------------------------------------------------------- */
 
 typedef struct count {
-    bw_search *search;
+    opened of;
     uint64_t rows_total;
     atomic_int working; /* threads inside bw_search_next */
     atomic_bool told;
@@ -170,7 +176,7 @@ typedef struct count {
 
 static void count_free(void *memory) {
     count *count = memory;
-    bw_search_close(count->search);
+    bw_search_close(count->of.search);
     free(count);
 }
 
@@ -178,10 +184,8 @@ void count_init(duckdb_init_info info) {
     const call *call = duckdb_init_get_bind_data(info);
     bw_error error = {0};
     char text[MESSAGE_BYTES];
-    int32_t shift;
     count *count = calloc(1, sizeof *count);
-    bool ok =
-        count ? open_search(call, &count->search, &count->rows_total, &shift, &error) : fail_memory(&error);
+    bool ok = count ? open_search(call, &count->of, &count->rows_total, &error) : fail_memory(&error);
     if (!ok) {
         free(count);
         duckdb_init_set_error(info, error_text(call->function->name, &error, text));
@@ -189,7 +193,7 @@ void count_init(duckdb_init_info info) {
     }
     atomic_init(&count->working, 0);
     atomic_init(&count->told, false);
-    uint64_t morsels = bw_search_morsels(count->search);
+    uint64_t morsels = bw_search_morsels(count->of.search);
     duckdb_init_set_max_threads(info, morsels ? morsels : 1);
     duckdb_init_set_init_data(info, count, count_free);
 }
@@ -202,7 +206,7 @@ void count_next(duckdb_function_info info, duckdb_data_chunk output) {
     bw_error error = {0};
     bw_batch batch = {0};
     atomic_fetch_add(&count->working, 1);
-    int32_t status = bw_search_next(count->search, &batch, NULL, &error);
+    int32_t status = bw_search_next(count->of.search, &batch, NULL, &error);
     bool last = atomic_fetch_sub(&count->working, 1) == 1;
     if (status != BW_OK) {
         char text[MESSAGE_BYTES];
@@ -214,10 +218,11 @@ void count_next(duckdb_function_info info, duckdb_data_chunk output) {
         return;
     }
     bw_stats stats;
-    bw_search_stats(count->search, &stats);
-    const uint64_t values[] = {
-        stats.rows,          count->rows_total,    stats.blocks, stats.blocks_pruned, stats.blocks_contained,
-        stats.blocks_planes, stats.blocks_scanned, stats.bytes};
+    bw_search_stats(count->of.search, &stats);
+    const uint64_t values[] = {stats.rows,          count->rows_total,      stats.blocks,
+                               stats.blocks_pruned, stats.blocks_outscored, stats.blocks_contained,
+                               stats.blocks_planes, stats.blocks_scanned,   stats.fine_rows,
+                               stats.bytes};
     const idx_t integers = sizeof values / sizeof *values;
     for (idx_t c = 0; c < integers; c++) {
         *(int64_t *)duckdb_vector_get_data(duckdb_data_chunk_get_vector(output, c)) = (int64_t)values[c];

@@ -54,26 +54,21 @@ static bool info_run(const call *call, const bw_index *index, relation *out, bw_
             !set_fingerprint(&row[8], about.fingerprints.encoder, error) ||
             !set_fingerprint(&row[9], about.fingerprints.head, error) ||
             !set_fingerprint(&row[10], about.fingerprints.quantizer, error) ||
-            !set_text(&row[11], uuid_text(about.uuid, uuid), error)) {
+            !set_text(&row[11], uuid_text(about.uuid, uuid), error) ||
+            !set_fingerprint(&row[12], about.fingerprints.fine, error)) {
             return false;
         }
     }
     return true;
 }
 
-static const column info_columns[] = {{"segment", DUCKDB_TYPE_VARCHAR},
-                                      {"rows", DUCKDB_TYPE_BIGINT},
-                                      {"blocks", DUCKDB_TYPE_BIGINT},
-                                      {"bytes", DUCKDB_TYPE_BIGINT},
-                                      {"generation", DUCKDB_TYPE_BIGINT},
-                                      {"format", DUCKDB_TYPE_INTEGER},
-                                      {"min_id", DUCKDB_TYPE_BIGINT},
-                                      {"max_id", DUCKDB_TYPE_BIGINT},
-                                      {"encoder", DUCKDB_TYPE_VARCHAR},
-                                      {"head", DUCKDB_TYPE_VARCHAR},
-                                      {"quantizer", DUCKDB_TYPE_VARCHAR},
-                                      {"uuid", DUCKDB_TYPE_VARCHAR},
-                                      END_OF_LIST};
+static const column info_columns[] = {{"segment", DUCKDB_TYPE_VARCHAR},   {"rows", DUCKDB_TYPE_BIGINT},
+                                      {"blocks", DUCKDB_TYPE_BIGINT},     {"bytes", DUCKDB_TYPE_BIGINT},
+                                      {"generation", DUCKDB_TYPE_BIGINT}, {"format", DUCKDB_TYPE_INTEGER},
+                                      {"min_id", DUCKDB_TYPE_BIGINT},     {"max_id", DUCKDB_TYPE_BIGINT},
+                                      {"encoder", DUCKDB_TYPE_VARCHAR},   {"head", DUCKDB_TYPE_VARCHAR},
+                                      {"quantizer", DUCKDB_TYPE_VARCHAR}, {"uuid", DUCKDB_TYPE_VARCHAR},
+                                      {"fine", DUCKDB_TYPE_VARCHAR},      END_OF_LIST};
 
 static const table_function boxwood_info = {
     .name = "boxwood_info", .columns = info_columns, .bind = index_bind, .run = info_run};
@@ -176,17 +171,17 @@ static bool search_bind(call *call, duckdb_bind_info info, bw_error *error) {
     return read_model(info, &call->model, error) && read_index(info, call, error);
 }
 
-static bool open_model(const bw_index *index, const bw_model *model, uint32_t flags, bw_search **search,
-                       int32_t *shift, bw_error *error) {
+static bool open_model(const bw_index *index, const bw_model *model, uint32_t flags, opened *out,
+                       bw_error *error) {
     bw_model_info info;
     bw_model_describe(model, &info);
-    *shift = info.has_score ? info.score_shift : 0;
-    return ok(bw_search_open(index, model, flags, search, error));
+    out->score_shift = info.result_shift;
+    memcpy(out->learner, info.learner, sizeof out->learner);
+    return ok(bw_search_open(index, model, flags, &out->search, error));
 }
 
-static bool search_open(const call *call, const bw_index *index, bw_search **search, int32_t *shift,
-                        bw_error *error) {
-    return open_model(index, call->model, call->function->count ? BW_COUNT_ONLY : 0, search, shift, error);
+static bool search_open(const call *call, const bw_index *index, opened *out, bw_error *error) {
+    return open_model(index, call->model, call->function->count ? BW_COUNT_ONLY : 0, out, error);
 }
 
 static const table_function boxwood_search = {.name = "boxwood_search",
@@ -201,9 +196,11 @@ static const column count_columns[] = {{"count", DUCKDB_TYPE_BIGINT},
                                        {"rows_total", DUCKDB_TYPE_BIGINT},
                                        {"blocks", DUCKDB_TYPE_BIGINT},
                                        {"blocks_pruned", DUCKDB_TYPE_BIGINT},
+                                       {"blocks_outscored", DUCKDB_TYPE_BIGINT},
                                        {"blocks_contained", DUCKDB_TYPE_BIGINT},
                                        {"blocks_planes", DUCKDB_TYPE_BIGINT},
                                        {"blocks_scanned", DUCKDB_TYPE_BIGINT},
+                                       {"fine_rows", DUCKDB_TYPE_BIGINT},
                                        {"bytes", DUCKDB_TYPE_BIGINT},
                                        {"milliseconds", DUCKDB_TYPE_DOUBLE},
                                        END_OF_LIST};
@@ -281,55 +278,90 @@ static const table_function boxwood_range = {.name = "boxwood_range",
 static const struct {
     const char *name;
     int32_t learner;
-} learners[] = {{"branch", BW_LEARNER_BRANCH}, {"ensemble", BW_LEARNER_ENSEMBLE}};
+    uint32_t random_negatives; /* where nothing else is asked for */
+} learners[] = {{"cover", BW_LEARNER_COVER, 30000},
+                {"branch", BW_LEARNER_BRANCH, 500},
+                {"ensemble", BW_LEARNER_ENSEMBLE, 500}};
 
-static bool learner_by_name(const char *name, int32_t *learner, bw_error *error) {
-    for (size_t i = 0; i < sizeof learners / sizeof *learners; i++) {
-        if (strcmp(name, learners[i].name) == 0) {
-            *learner = learners[i].learner;
-            return true;
+static bool read_learner(duckdb_bind_info info, bw_train_options *options, bw_error *error) {
+    char *name = NULL;
+    if (!read_text(info, "learner", &name, error)) {
+        return false;
+    }
+    bool known = false;
+    for (size_t i = 0; !known && i < sizeof learners / sizeof *learners; i++) {
+        known = strcmp(name ? name : "cover", learners[i].name) == 0;
+        if (known) {
+            options->learner = learners[i].learner;
+            options->random_negatives = learners[i].random_negatives;
         }
     }
-    return fail(error, "there is no learner '%.40s': give 'branch' or 'ensemble'", name);
+    if (!known) {
+        fail(error, "there is no learner '%.40s': give 'cover', 'branch' or 'ensemble'", name);
+    }
+    if (name) {
+        duckdb_free(name);
+    }
+    return known;
+}
+
+/* A number of things, `least` to `most`; the core checks too, but takes fewer bits. */
+static bool read_count(duckdb_bind_info info, const char *name, int64_t least, int64_t most, uint32_t *count,
+                       bw_error *error) {
+    int64_t value = *count;
+    if (!read_integer(info, name, &value, error)) {
+        return false;
+    }
+    if (value < least || value > most) {
+        return fail(error, "%s is %lld: give %lld to %lld", name, (long long)value, (long long)least,
+                    (long long)most);
+    }
+    *count = (uint32_t)value;
+    return true;
+}
+
+/* What a learner does not know is not passed over in silence. */
+static bool check_learner(const bw_train_options *options, bw_error *error) {
+    bool cover = options->learner == BW_LEARNER_COVER;
+    if (cover && !options->prior) {
+        return fail(error, "prior := false is for the learners 'branch' and 'ensemble': name one of them, or "
+                           "leave it out");
+    }
+    if (!cover && (options->boxes || options->rerank || !options->guard)) {
+        return fail(error, "%s is for the learner 'cover': leave it out, or train by that",
+                    options->boxes    ? "boxes"
+                    : options->rerank ? "rerank"
+                                      : "guard := false");
+    }
+    return true;
 }
 
 static bool train_bind(call *call, duckdb_bind_info info, bw_error *error) {
-    int64_t estimators = 25, random_negatives = 500;
-    char *learner = NULL;
-    call->options = (bw_train_options){.learner = BW_LEARNER_ENSEMBLE, .negative_weight = 1.0};
-    if (!read_text(info, "learner", &learner, error)) {
-        return false;
-    }
-    if (learner) {
-        bool known = learner_by_name(learner, &call->options.learner, error);
-        duckdb_free(learner);
-        if (!known) {
-            return false;
-        }
-    }
-    if (!read_integer(info, "estimators", &estimators, error) ||
-        !read_integer(info, "random_negatives", &random_negatives, error) ||
-        !read_real(info, "negative_weight", &call->options.negative_weight, error) ||
-        !read_unsigned(info, "seed", &call->options.seed, error) ||
+    bw_train_options *options = &call->options;
+    *options = (bw_train_options){.estimators = 25, .negative_weight = 1.0, .prior = 1, .guard = 1};
+    if (!read_learner(info, options, error) ||
+        !read_count(info, "estimators", 1, BW_MAX_ESTIMATORS, &options->estimators, error) ||
+        !read_count(info, "boxes", 0, 64, &options->boxes, error) ||
+        (!given_null(info, "random_negatives") &&
+         !read_count(info, "random_negatives", 0, 100000, &options->random_negatives, error)) ||
+        !read_real(info, "negative_weight", &options->negative_weight, error) ||
+        !read_unsigned(info, "seed", &options->seed, error) ||
+        !read_flag(info, "prior", &options->prior, error) ||
+        !read_flag(info, "rerank", &options->rerank, error) ||
+        !read_flag(info, "guard", &options->guard, error) || !check_learner(options, error) ||
+        !read_code(info, "query", BW_DIMS, &options->query, error) ||
+        !read_code(info, "query_fine", BW_FINE_DIMS, &options->query_fine, error) ||
         !read_ids(info, "positives", &call->positives, &call->n_positives, error) ||
         !read_ids(info, "negatives", &call->negatives, &call->n_negatives, error)) {
         return false;
     }
-    /* The core checks ranges too, but takes fewer bits. */
-    if (estimators < 1 || estimators > BW_MAX_ESTIMATORS) {
-        return fail(error, "estimators is %lld: give 1 to %d", (long long)estimators, BW_MAX_ESTIMATORS);
+    if (!(options->negative_weight >= 0.01 && options->negative_weight <= 100)) {
+        return fail(error, "negative_weight is %g: give 0.01 to 100", options->negative_weight);
     }
-    if (random_negatives < 0 || random_negatives > 100000) {
-        return fail(error, "random_negatives is %lld: give 0 to 100000", (long long)random_negatives);
+    if (!call->n_positives && !options->query) {
+        return fail(error, "there are no positives: give positives := [ids of rows that are right], or "
+                           "query := the code of what is sought");
     }
-    if (!(call->options.negative_weight >= 0.01 && call->options.negative_weight <= 100)) {
-        return fail(error, "negative_weight is %g: give 0.01 to 100", call->options.negative_weight);
-    }
-    if (!call->n_positives) {
-        return fail(error, "there are no positives: give positives := [ids of rows that are right]");
-    }
-    call->options.estimators = (uint32_t)estimators;
-    call->options.random_negatives = (uint32_t)random_negatives;
     return read_index(info, call, error);
 }
 
@@ -351,42 +383,59 @@ static bool train_run(const call *call, const bw_index *index, relation *out, bw
         cell *row = relation_row(out);
         row[2].integer = stats.estimators;
         row[3].integer = stats.boxes;
-        row[4].integer = stats.positives;
-        row[5].integer = stats.negatives;
-        row[6].integer = stats.random_negatives;
-        row[7].real = (double)stats.nanoseconds / 1e6;
-        done = set_text(&row[0], json, error) && set_text(&row[1], info.learner, error);
+        row[4].integer = stats.terms;
+        row[5].integer = stats.positives;
+        row[6].integer = stats.negatives;
+        row[7].integer = stats.random_negatives;
+        row[8].integer = stats.held_out;
+        row[9].real = stats.rows;
+        row[10].real = stats.precision;
+        row[11].real = stats.precision_low;
+        row[12].real = stats.precision_high;
+        row[13].real = stats.recall;
+        row[14].real = stats.recall_low;
+        row[15].real = stats.recall_high;
+        row[16].integer = stats.fallback;
+        row[18].real = (double)stats.nanoseconds / 1e6;
+        done = set_text(&row[0], json, error) && set_text(&row[1], info.learner, error) &&
+               (!stats.note[0] || set_text(&row[17], stats.note, error));
     }
     bw_free(json);
     bw_model_free(model);
     return done;
 }
 
-static bool refine_open(const call *call, const bw_index *index, bw_search **search, int32_t *shift,
-                        bw_error *error) {
+static bool refine_open(const call *call, const bw_index *index, opened *out, bw_error *error) {
     bw_model *model = NULL;
-    bool done = train(call, index, &model, NULL, error) && open_model(index, model, 0, search, shift, error);
+    bool done = train(call, index, &model, NULL, error) && open_model(index, model, 0, out, error);
     bw_model_free(model);
     return done;
 }
 
-static const parameter train_parameters[] = {{"positives", DUCKDB_TYPE_BIGINT, true},
-                                             {"negatives", DUCKDB_TYPE_BIGINT, true},
-                                             {"learner", DUCKDB_TYPE_VARCHAR, false},
-                                             {"estimators", DUCKDB_TYPE_BIGINT, false},
-                                             {"random_negatives", DUCKDB_TYPE_BIGINT, false},
-                                             {"negative_weight", DUCKDB_TYPE_DOUBLE, false},
-                                             {"seed", DUCKDB_TYPE_UBIGINT, false},
-                                             END_OF_LIST};
-static const column train_columns[] = {{"model", DUCKDB_TYPE_VARCHAR},
-                                       {"learner", DUCKDB_TYPE_VARCHAR},
-                                       {"estimators", DUCKDB_TYPE_BIGINT},
-                                       {"boxes", DUCKDB_TYPE_BIGINT},
-                                       {"positives", DUCKDB_TYPE_BIGINT},
-                                       {"negatives", DUCKDB_TYPE_BIGINT},
-                                       {"random_negatives", DUCKDB_TYPE_BIGINT},
-                                       {"milliseconds", DUCKDB_TYPE_DOUBLE},
-                                       END_OF_LIST};
+static const parameter train_parameters[] = {
+    {"positives", DUCKDB_TYPE_BIGINT, true},        {"negatives", DUCKDB_TYPE_BIGINT, true},
+    {"query", DUCKDB_TYPE_UTINYINT, true},          {"query_fine", DUCKDB_TYPE_UTINYINT, true},
+    {"learner", DUCKDB_TYPE_VARCHAR, false},        {"estimators", DUCKDB_TYPE_BIGINT, false},
+    {"boxes", DUCKDB_TYPE_BIGINT, false},           {"random_negatives", DUCKDB_TYPE_BIGINT, false},
+    {"negative_weight", DUCKDB_TYPE_DOUBLE, false}, {"seed", DUCKDB_TYPE_UBIGINT, false},
+    {"prior", DUCKDB_TYPE_BOOLEAN, false},          {"rerank", DUCKDB_TYPE_BOOLEAN, false},
+    {"guard", DUCKDB_TYPE_BOOLEAN, false},          END_OF_LIST};
+static const column train_columns[] = {
+    {"model", DUCKDB_TYPE_VARCHAR},         {"learner", DUCKDB_TYPE_VARCHAR},
+    {"estimators", DUCKDB_TYPE_BIGINT},     {"boxes", DUCKDB_TYPE_BIGINT},
+    {"terms", DUCKDB_TYPE_BIGINT},          {"positives", DUCKDB_TYPE_BIGINT},
+    {"negatives", DUCKDB_TYPE_BIGINT},      {"random_negatives", DUCKDB_TYPE_BIGINT},
+    {"held_out", DUCKDB_TYPE_BIGINT},       {"estimated_rows", DUCKDB_TYPE_DOUBLE},
+    {"precision", DUCKDB_TYPE_DOUBLE},      {"precision_low", DUCKDB_TYPE_DOUBLE},
+    {"precision_high", DUCKDB_TYPE_DOUBLE}, {"recall", DUCKDB_TYPE_DOUBLE},
+    {"recall_low", DUCKDB_TYPE_DOUBLE},     {"recall_high", DUCKDB_TYPE_DOUBLE},
+    {"fallback", DUCKDB_TYPE_BOOLEAN},      {"note", DUCKDB_TYPE_VARCHAR},
+    {"milliseconds", DUCKDB_TYPE_DOUBLE},   END_OF_LIST};
+static const column refine_columns[] = {{"id", DUCKDB_TYPE_BIGINT},
+                                        {"votes", DUCKDB_TYPE_INTEGER},
+                                        {"score", DUCKDB_TYPE_DOUBLE},
+                                        {"learner", DUCKDB_TYPE_VARCHAR},
+                                        END_OF_LIST};
 
 static const table_function boxwood_train = {.name = "boxwood_train",
                                              .parameters = train_parameters,
@@ -395,7 +444,7 @@ static const table_function boxwood_train = {.name = "boxwood_train",
                                              .run = train_run};
 static const table_function boxwood_refine = {.name = "boxwood_refine",
                                               .parameters = train_parameters,
-                                              .columns = match_columns,
+                                              .columns = refine_columns,
                                               .bind = train_bind,
                                               .open = refine_open};
 
@@ -412,13 +461,15 @@ static bool explain_row(relation *out, const bw_box_report *report, bool whole, 
     row[6].real = report->estimated_blocks;
     row[7].integer = (int64_t)report->blocks;
     row[8].integer = (int64_t)report->blocks_pruned;
-    row[9].integer = (int64_t)report->blocks_contained;
-    row[10].integer = (int64_t)report->blocks_planes;
-    row[11].integer = (int64_t)report->blocks_scanned;
-    row[12].integer = (int64_t)report->bytes;
-    row[13].real = report->estimated_nanoseconds / 1e6;
-    row[14].real = (double)report->nanoseconds / 1e6;
-    row[15].integer = settled <= report->blocks && report->blocks <= settled + report->blocks_planes;
+    row[9].integer = (int64_t)report->blocks_outscored;
+    row[10].integer = (int64_t)report->blocks_contained;
+    row[11].integer = (int64_t)report->blocks_planes;
+    row[12].integer = (int64_t)report->blocks_scanned;
+    row[13].integer = (int64_t)report->fine_rows;
+    row[14].integer = (int64_t)report->bytes;
+    row[15].real = report->estimated_nanoseconds / 1e6;
+    row[16].real = (double)report->nanoseconds / 1e6;
+    row[17].integer = settled <= report->blocks && report->blocks <= settled + report->blocks_planes;
     return set_text(&row[5], report->path, error);
 }
 
@@ -446,9 +497,11 @@ static const column explain_columns[] = {{"estimator", DUCKDB_TYPE_INTEGER},
                                          {"estimated_blocks", DUCKDB_TYPE_DOUBLE},
                                          {"blocks", DUCKDB_TYPE_BIGINT},
                                          {"blocks_pruned", DUCKDB_TYPE_BIGINT},
+                                         {"blocks_outscored", DUCKDB_TYPE_BIGINT},
                                          {"blocks_contained", DUCKDB_TYPE_BIGINT},
                                          {"blocks_planes", DUCKDB_TYPE_BIGINT},
                                          {"blocks_scanned", DUCKDB_TYPE_BIGINT},
+                                         {"fine_rows", DUCKDB_TYPE_BIGINT},
                                          {"bytes", DUCKDB_TYPE_BIGINT},
                                          {"estimated_milliseconds", DUCKDB_TYPE_DOUBLE},
                                          {"milliseconds", DUCKDB_TYPE_DOUBLE},

@@ -60,7 +60,7 @@ static void prepare(void) {
     atexit(remove_files);
     enum { ROWS = 600 };
     static int64_t ids[ROWS];
-    static uint8_t codes[ROWS * BW_DIMS];
+    static uint8_t codes[ROWS * BW_DIMS], fine[ROWS * BW_FINE_DIMS];
     bw_random random = {1};
     for (int i = 0; i < ROWS; i++) {
         ids[i] = 5 * i;
@@ -68,13 +68,21 @@ static void prepare(void) {
             codes[i * BW_DIMS + dim] = (uint8_t)bw_random_next(&random);
         }
     }
-    bw_segment_spec spec = {
-        .rows = 300, .ids = ids, .codes = codes, .generation = 1, .fingerprints = {"e", "h", "q"}};
+    for (size_t i = 0; i < sizeof fine; i++) {
+        fine[i] = (uint8_t)bw_random_next(&random);
+    }
+    bw_segment_spec spec = {.rows = 300,
+                            .ids = ids,
+                            .codes = codes,
+                            .fine = fine,
+                            .generation = 1,
+                            .fingerprints = {"e", "h", "q", "f"}};
     if (bw_segment_write(folder, "0", &spec, NULL, NULL, NULL) != BW_OK) {
         stop("cannot write a segment");
     }
     spec.ids += 300;
     spec.codes += 300 * BW_DIMS;
+    spec.fine += 300 * BW_FINE_DIMS;
     spec.rows = 1;
     if (bw_segment_write(folder, "1", &spec, NULL, NULL, NULL) != BW_OK) {
         stop("cannot write a segment");
@@ -82,15 +90,22 @@ static void prepare(void) {
 }
 
 /* An ensemble with narrow and wide boxes, so that zones, planes and codes all have something to do. */
+#define TIMES_8(numbers)                                                                                     \
+    numbers "," numbers "," numbers "," numbers "," numbers "," numbers "," numbers "," numbers
+#define RISING TIMES_8("1, 2, 3, 4")
+#define MIXED TIMES_8("-9, 1, 8, -1")
+#define ZEROS TIMES_8("0, 0, 0, 0")
+#define FINE(numbers) numbers ", " numbers ", " numbers ", " numbers
 static const char model_text[] =
     "{\"boxwood_model\": 1, \"learner\": \"fuzz\", \"dims\": 32, \"estimators\": ["
     "[[[0, 10, 100], [5, 0, 200]], [[3, 200, 255]]], [[[1, 60, 180], [2, 30, 220], [31, 1, 254]]], "
     "[[[4, 100, 110]], [[0, 0, 127], [7, 0, 127], [9, 64, 255]]], [[[6, 0, 254]]]], \"threshold\": 2, "
-    "\"score\": {\"linear\": [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 1, 2, 3, 4, 5, 6, 7, 8, "
-    "9, 10, 11, 12, 13, 14, 15, 16], \"square\": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, "
-    "0, "
-    "0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], \"constant\": 0, \"votes\": 100, \"shift\": 0, "
-    "\"threshold\": null}}";
+    "\"score\": {\"terms\": [{\"linear\": [" RISING "], \"square\": [" ZEROS "], \"constant\": 0},"
+    "{\"linear\": [" MIXED "], \"square\": [" MIXED "], \"constant\": 9}],"
+    "\"votes\": 100, \"shift\": 0, \"threshold\": null},"
+    "\"fine\": {\"terms\": [{\"linear\": [" FINE(RISING) "], \"square\": [" FINE(
+        MIXED) "],"
+               "\"constant\": 5}], \"shift\": 0, \"threshold\": 20000}}";
 
 static const bw_model *the_model(void) {
     static bw_model *model;
@@ -142,14 +157,17 @@ static void search_index(const bw_index *index) {
 static void use_index(const bw_index *index) {
     enum { ROWS = 700 };
     static int64_t ids[ROWS];
-    static uint8_t codes[ROWS * BW_DIMS], found[ROWS];
+    static uint8_t codes[ROWS * BW_DIMS], fine[ROWS * BW_FINE_DIMS], found[ROWS];
     const int64_t exclude[] = {-1, 0, 5, 7, 7, 1000, INT64_MAX};
     size_t drawn = 0;
     bw_error error;
     bw_index_validate(index, &error);
     uint64_t n = index->info.rows < ROWS ? index->info.rows : ROWS;
-    bw_index_rows(index, 0, n, ids, codes, &error);
+    if (bw_index_rows(index, 0, n, ids, codes, fine, &error) != BW_OK) {
+        bw_index_rows(index, 0, n, ids, codes, NULL, &error);
+    }
     bw_index_codes(index, ids, n, codes, found, &error);
+    bw_index_fine(index, ids, n, fine, found, &error);
     bw_index_draw(index, 3, 50, exclude, sizeof exclude / sizeof *exclude, ids, &drawn, &error);
     bw_index_codes(index, ids, drawn, codes, NULL, &error);
     bw_index_draw(index, 3, ROWS, NULL, 0, ids, &drawn, &error);
@@ -160,10 +178,11 @@ static void use_segment(bw_segment *segment) {
     bw_segment *segments[] = {segment, segment};
     uint64_t first_rows[] = {0, segment->rows, 2 * segment->rows};
     uint64_t first_blocks[] = {0, segment->blocks, 2 * (uint64_t)segment->blocks};
-    bw_index index = {.info = {.rows = 2 * segment->rows, .segments = 2},
-                      .segments = segments,
-                      .first_rows = first_rows,
-                      .first_blocks = first_blocks};
+    bw_index index = {
+        .info = {.rows = 2 * segment->rows, .segments = 2, .fingerprints = segment->fingerprints},
+        .segments = segments,
+        .first_rows = first_rows,
+        .first_blocks = first_blocks};
     use_index(&index);
 }
 
@@ -317,7 +336,7 @@ size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
         return read_seed(names[number == 7], FIX_CHECKSUMS | KEEP_LAYOUT, buffer, capacity);
     }
     if (number < 12) {
-        bw_fingerprints fingerprints = {"e", "h", "q"};
+        bw_fingerprints fingerprints = {"e", "h", "q", "f"};
         const uint8_t uuid[16] = {0};
         if (bw_manifest_write(folder, uuid, 1, names, number - 9, &fingerprints, NULL) != BW_OK) {
             stop("cannot write a manifest");

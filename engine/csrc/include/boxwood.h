@@ -32,10 +32,11 @@
 
 /* cffi: begin */
 #define BW_DIMS 32           /* dimensions of a code */
+#define BW_FINE_DIMS 128     /* dimensions of a fine code, the optional second code of a row */
 #define BW_BLOCK_ROWS 256    /* rows a block: the unit of zones and pruning */
 #define BW_TILE_ROWS 4096    /* rows a tile: the coarse unit of k-NN */
 #define BW_MORSEL_ROWS 32768 /* rows a morsel: the unit of work handed to a thread */
-#define BW_FORMAT 2          /* version of the segment format, docs/FORMAT.md */
+#define BW_FORMAT 3          /* version of the segment format, docs/FORMAT.md */
 #define BW_MAX_K 10000       /* neighbours a query */
 #define BW_MAX_ESTIMATORS 1024
 #define BW_MAX_BOXES 65536 /* boxes a model, all estimators together */
@@ -69,6 +70,7 @@ typedef struct bw_fingerprints {
     char encoder[32];
     char head[32];
     char quantizer[32];
+    char fine[32]; /* head and quantizer of the fine codes; empty: there are none */
 } bw_fingerprints;
 
 /* ---- library
@@ -92,6 +94,7 @@ typedef struct bw_segment_spec {
     uint64_t rows;        /* 1 .. 2^31 - 1 */
     const int64_t *ids;   /* rows, any order, >= 0, no duplicates */
     const uint8_t *codes; /* rows * 32, row-major */
+    const uint8_t *fine;  /* rows * 128, row-major; NULL exactly where fingerprints.fine is empty */
     uint8_t uuid[16];     /* the collection's */
     uint64_t generation;  /* the collection's generation that this segment was made for */
     bw_fingerprints fingerprints;
@@ -100,8 +103,9 @@ typedef struct bw_segment_spec {
 
 /* Sorts the rows into index order and writes the segment file folder/name: under a temporary name, synced,
  * renamed. The folder must exist. The same rows give the same bytes, whatever order they come in and however
- * many threads work. Beside the caller's rows it needs 80 bytes of memory a row, and some MB. When it fails
- * or is cancelled, no half file is left, and one of that name that was there before stays. */
+ * many threads work. Beside the caller's rows it needs 80 bytes of memory a row, and some MB (32 more with
+ * fine codes, of which no copy is made). When it fails or is cancelled, no half file is left, and one of that
+ * name that was there before stays. */
 int32_t bw_segment_write(const char *folder, const char *name, const bw_segment_spec *spec,
                          bw_progress progress, void *context, bw_error *error);
 
@@ -156,9 +160,14 @@ int32_t bw_index_validate(const bw_index *index, bw_error *error);
 int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint8_t *codes, uint8_t *found,
                        bw_error *error);
 
-/* Rows [first, first + n) in index order. codes may be NULL. */
-int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
+/* The same for fine codes, 128 bytes each. BW_INVALID when the index has none. */
+int32_t bw_index_fine(const bw_index *index, const int64_t *ids, size_t n, uint8_t *fine, uint8_t *found,
                       bw_error *error);
+
+/* Rows [first, first + n) in index order. codes and fine (n * 128) may be NULL; fine must be where the index
+ * has no fine codes (BW_INVALID). */
+int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
+                      uint8_t *fine, bw_error *error);
 
 /* Draws min(n, rows left) distinct random ids that are not in `exclude` (sorted ascending, may be NULL with
  * 0). The draw depends on the seed and on the set of ids alone, not on segments or row order. ids receives
@@ -179,9 +188,17 @@ typedef struct bw_model_info {
     uint32_t ranges;    /* lo <= code[dim] <= hi, all boxes together */
     uint32_t threshold; /* votes that a row needs; 0: every row has enough */
     int32_t has_score;
+    uint32_t score_terms; /* 0 without a score */
     int32_t has_score_threshold;
     int64_t score_threshold; /* in units of 2^-score_shift */
     int32_t score_shift;
+    char fine_quantizer[32]; /* fingerprint of the fine codes that the fine score is for; empty: any */
+    int32_t has_fine;        /* there is a score of fine codes */
+    uint32_t fine_terms;
+    int32_t has_fine_threshold;
+    int64_t fine_threshold; /* in units of 2^-fine_shift */
+    int32_t fine_shift;
+    int32_t result_shift; /* the score of a search's rows is in units of 2^-result_shift */
 } bw_model_info;
 
 typedef struct bw_range {
@@ -197,8 +214,8 @@ typedef struct bw_range {
 int32_t bw_model_from_json(const char *json, size_t bytes, bw_model **model, bw_error *error);
 int32_t bw_model_to_json(const bw_model *model, char **json, bw_error *error); /* *json owned: bw_free */
 
-/* The model as a boolean SQL expression over columns d00 .. d31 that is true for exactly the rows the model
- * matches. */
+/* The model as a boolean SQL expression over columns d00 .. d31, and fine (a list or array of 128 values)
+ * where the model has a fine threshold, that is true for exactly the rows the model matches. */
 int32_t bw_model_to_sql(const bw_model *model, char **sql, bw_error *error); /* *sql owned: bw_free */
 void bw_model_free(bw_model *model);
 
@@ -207,12 +224,15 @@ void bw_model_describe(const bw_model *model, bw_model_info *info);
  * contains every row and gives no entry. */
 void bw_model_ranges(const bw_model *model, bw_range *ranges);
 
-/* Votes, scores and match of n rows, plainly, row by row: the oracle of every fast path. Each output may be
- * NULL. A row matches when votes >= threshold and, if there is a score threshold, score >= score_threshold.
- * The score is votes * score.votes + constant + sum over dims of (linear[d] + square[d] * x) * x, an exact
- * integer in units of 2^-score_shift. */
-int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, size_t n, int32_t *votes,
-                          int64_t *scores, uint8_t *match, bw_error *error);
+/* Votes, scores and match of n rows (codes: n * 32, fine codes: n * 128), plainly, row by row: the oracle of
+ * every fast path. Each output may be NULL. `fine` may be NULL where the model has no fine score or votes
+ * alone are wanted, else that is BW_INVALID. A score is the largest of its terms, each constant + sum over
+ * dims of (linear[d] + square[d] * x) * x, and votes * score.votes in the score of codes: an exact integer in
+ * units of 2^-score_shift (or 2^-fine_shift). A row matches when votes >= threshold and each of the two
+ * scores that has a threshold reaches it. `scores` gets the fine score where the model has one, else the
+ * score, else the votes. */
+int32_t bw_model_evaluate(const bw_model *model, const uint8_t *codes, const uint8_t *fine, size_t n,
+                          int32_t *votes, int64_t *scores, uint8_t *match, bw_error *error);
 
 /* ---- searching
  * ----------------------------------------------------------------------------------------------- */
@@ -223,10 +243,12 @@ typedef struct bw_stats {
     uint64_t rows;             /* rows that matched */
     uint64_t blocks;           /* blocks in the index */
     uint64_t blocks_pruned;    /* ruled out by their zones */
+    uint64_t blocks_outscored; /* of these: by bounds of the score, where votes would have done */
     uint64_t blocks_contained; /* known to match whole by their zones */
     uint64_t blocks_planes;    /* whose bit planes were read; the rest of all blocks but */
     uint64_t blocks_scanned;   /* those whose codes were read, because nothing else could tell */
-    uint64_t bytes;            /* of codes, planes and zones read */
+    uint64_t fine_rows;        /* rows whose fine codes were read */
+    uint64_t bytes;            /* of codes, planes, zones and fine codes read */
     uint64_t nanoseconds;      /* wall time from open to the last morsel */
 } bw_stats;
 
@@ -295,14 +317,17 @@ typedef struct bw_box_report {
     double estimated_rows; /* from the segments' samples */
     uint64_t rows;         /* the truth */
     char path[16];         /* the cheapest by estimate. "zones": zones, then codes; "planes": zones, then bit
-                              planes, then codes of the rows that these leave; "scan": all codes */
+                              planes, then codes of the rows that these leave; "scan": all codes; "score":
+                              zones, then scores by codes, then boxes of the rows that these leave */
     double estimated_blocks;      /* whose planes or codes would be read, by a look at a few of them */
     double estimated_nanoseconds; /* one thread of the computer that the costs were measured on */
     uint64_t blocks;              /* as in bw_stats, from here on */
     uint64_t blocks_pruned;
+    uint64_t blocks_outscored;
     uint64_t blocks_contained;
     uint64_t blocks_planes;
     uint64_t blocks_scanned;
+    uint64_t fine_rows;
     uint64_t bytes;
     uint64_t nanoseconds;
 } bw_box_report;
@@ -318,37 +343,67 @@ int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *
 
 #define BW_LEARNER_BRANCH 1   /* one decision branch */
 #define BW_LEARNER_ENSEMBLE 2 /* `estimators` decision branches on bootstraps, majority vote */
+#define BW_LEARNER_COVER 3    /* a score, and where to cut it; within boxes if these are asked for */
 
 typedef struct bw_train_options {
     int32_t learner;
-    uint32_t estimators;       /* ensemble only: 1 .. BW_MAX_ESTIMATORS */
-    uint32_t random_negatives; /* rows drawn from the collection as further negatives, 0 .. 100,000 */
+    uint32_t estimators;       /* ensemble: 1 .. BW_MAX_ESTIMATORS */
+    uint32_t boxes;            /* cover: so many boxes at most around what it looks for, 0 .. 64; 0: none */
+    uint32_t random_negatives; /* rows of the collection that labels are told from, 0 .. 100,000 */
     double negative_weight;    /* cost of a given negative left inside against a positive lost, 0.01 .. 100 */
-    uint64_t seed;
+    uint64_t seed;             /* branch and ensemble: of all that is drawn. cover draws nothing */
+    int32_t prior; /* branch and ensemble: 1: boxes from a variance with a prior, good with few labels; 0: the
+                      papers' own method, boxes from the labels alone (negative_weight has no say) */
+    int32_t rerank;       /* cover: 1: rows near the threshold are judged by their fine codes */
+    int32_t guard;        /* cover: 1: fall back to the distance to the mean positive where held-out
+                             positives rank clearly higher by it */
+    const uint8_t *query; /* 32: the code of words or an image that says what is sought; NULL: none. cover
+                             takes it for half a positive, the others for one where there is no other */
+    const uint8_t *query_fine; /* 128: its fine code, with rerank; may be NULL where there are positives */
+    const volatile int32_t *cancel; /* looked at between boxes and regressions; non-zero stops the work with
+                                       BW_CANCELLED; may be NULL */
 } bw_train_options;
 
 typedef struct bw_train_stats {
     uint32_t positives;
     uint32_t negatives;
-    uint32_t random_negatives;
+    uint32_t random_negatives; /* rows of the collection that were taken */
     uint32_t estimators;
     uint32_t boxes;
+    uint32_t terms; /* of the score: kinds of positives that were told apart */
+    uint32_t
+        held_out; /* positives whose score is known from a model without them; the estimates rest on these */
+    int32_t fallback; /* 1: the guard took the distance to the mean positive */
+    double rows;      /* how many rows of the collection should match */
+    double precision, precision_low,
+        precision_high;                     /* of these, the share that is right: what to expect, and */
+    double recall, recall_low, recall_high; /* where it should be in nine cases of ten. NaN: unknown */
+    char note[200];                         /* what people should know about these labels; often empty */
     uint64_t nanoseconds;
 } bw_train_stats;
 
-/* Trains on labelled ids of the index; the random negatives are drawn by bw_index_draw from its other rows.
- * The same labels (as sets), options and rows give the same model on every machine: integer arithmetic
- * throughout. Errors: no positives, an id both positive and negative, an id that is not in the index, options
- * out of range. *model is owned: bw_model_free. stats may be NULL. */
+/* Trains on labelled ids of the index. What they are told from are further rows: for branch and ensemble
+ * drawn by bw_index_draw, the same whatever the segments; for cover from the samples that segments carry. The
+ * same labels (as sets), options and index give the same model on every machine. Errors: neither positives
+ * nor a query, an id both positive and negative, an id that is not in the index, options out of range, rerank
+ * where the index has no fine codes. *model is owned: bw_model_free. stats may be NULL. */
 int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives,
                  const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
                  bw_model **model, bw_train_stats *stats, bw_error *error);
 
-/* The same from codes; `randoms` takes the place of the drawn rows (options->random_negatives is not used),
- * `quantizer` names the codes' quantizer in the model (NULL: any). */
-int32_t bw_train_codes(const uint8_t *positives, size_t n_positives, const uint8_t *negatives,
-                       size_t n_negatives, const uint8_t *randoms, size_t n_randoms,
-                       const bw_train_options *options, const char *quantizer, bw_model **model,
+/* Labels as codes of 32 bytes, row after row, and with options->rerank as fine codes of 128 bytes as well.
+ * Borrowed for the call. */
+typedef struct bw_labels {
+    const uint8_t *positives, *negatives, *randoms; /* randoms: rows of the collection */
+    size_t n_positives, n_negatives, n_randoms;
+    const uint8_t *positives_fine, *negatives_fine, *randoms_fine; /* NULL without rerank */
+    uint64_t rows;         /* of the collection that randoms are a sample of; 0: randoms are all of it */
+    const char *quantizer; /* fingerprints for the model; NULL or "": any */
+    const char *fine_quantizer;
+} bw_labels;
+
+/* The same from codes; options->random_negatives is not used. */
+int32_t bw_train_codes(const bw_labels *labels, const bw_train_options *options, bw_model **model,
                        bw_train_stats *stats, bw_error *error);
 /* cffi: end */
 

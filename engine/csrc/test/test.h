@@ -190,4 +190,14 @@ static inline void test_make_rows(uint64_t seed, uint64_t rows, int64_t first_id
     }
 }
 
+/* Fine codes that depend on the ids alone. */
+static inline void test_make_fine(uint64_t rows, const int64_t *ids, uint8_t *fine) {
+    for (uint64_t i = 0; i < rows; i++) {
+        bw_random random = {(uint64_t)ids[i]};
+        for (int dim = 0; dim < BW_FINE_DIMS; dim++) {
+            fine[i * BW_FINE_DIMS + (uint64_t)dim] = (uint8_t)bw_random_next(&random);
+        }
+    }
+}
+
 #endif

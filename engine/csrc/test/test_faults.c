@@ -11,7 +11,13 @@ static bw_error error;
 
 static bw_segment_spec make_spec(const int64_t *ids, const uint8_t *codes, uint64_t rows,
                                  uint64_t generation) {
-    return (bw_segment_spec){.rows = rows, .ids = ids, .codes = codes, .generation = generation};
+    static uint8_t fine[1300 * BW_FINE_DIMS];
+    return (bw_segment_spec){.rows = rows,
+                             .ids = ids,
+                             .codes = codes,
+                             .fine = fine,
+                             .generation = generation,
+                             .fingerprints = {.fine = "f"}};
 }
 
 /* The rows of the index in the folder, opened without faults. */
@@ -38,7 +44,7 @@ static const uint64_t first_rows = 700, second_rows = 600;
 
 /* From an index of one segment to one of two, and back; the step that fails is done again without faults. */
 static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
-    static const bw_fingerprints none;
+    static const bw_fingerprints prints = {.fine = "f"};
     const char *names[] = {"1", "2"};
     const uint8_t uuid[16] = {0};
     long faults = 0;
@@ -47,7 +53,7 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
         bw_segment_spec second = make_spec(ids + first_rows, codes + first_rows * BW_DIMS, second_rows, 2);
         test_make_folder(folder); /* a new one each time: nothing of it is in the table of open indexes */
         CHECK_STATUS(bw_segment_write(folder, "1", &first, NULL, NULL, &error), BW_OK);
-        CHECK_STATUS(bw_manifest_write(folder, uuid, 1, names, 1, &none, &error), BW_OK);
+        CHECK_STATUS(bw_manifest_write(folder, uuid, 1, names, 1, &prints, &error), BW_OK);
         bw_index *old;
         CHECK_STATUS(bw_index_open(folder, &old, &error), BW_OK);
 
@@ -56,7 +62,7 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
         bw_fault_set(kind, countdown);
         int32_t written = bw_segment_write(folder, "2", &second, NULL, NULL, &error);
         int32_t listed =
-            written != BW_OK ? written : bw_manifest_write(folder, uuid, 2, names, 2, &none, &error);
+            written != BW_OK ? written : bw_manifest_write(folder, uuid, 2, names, 2, &prints, &error);
         int32_t opened = listed != BW_OK ? listed : bw_index_open(folder, &index, &error);
         int64_t drawn_ids[100];
         uint8_t drawn_codes[100 * BW_DIMS];
@@ -66,6 +72,10 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
                            : bw_index_draw(index, 1, 100, ids + first_rows, 1, drawn_ids, &drawn, &error);
         if (read == BW_OK) {
             read = bw_index_codes(index, drawn_ids, drawn, drawn_codes, NULL, &error);
+        }
+        if (read == BW_OK) {
+            static uint8_t drawn_fine[100 * BW_FINE_DIMS];
+            read = bw_index_fine(index, drawn_ids, drawn, drawn_fine, NULL, &error);
         }
         if (read == BW_OK) {
             read = bw_index_validate(index, &error);
@@ -105,7 +115,7 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
 
 /* Opening alone, at every allocation and map. */
 static void check_open(int kind, const int64_t *ids, const uint8_t *codes) {
-    static const bw_fingerprints none;
+    static const bw_fingerprints prints = {.fine = "f"};
     const char *names[] = {"1", "2"};
     const uint8_t uuid[16] = {0};
     bw_segment_spec first = make_spec(ids, codes, first_rows, 1);
@@ -113,7 +123,7 @@ static void check_open(int kind, const int64_t *ids, const uint8_t *codes) {
     test_make_folder(folder);
     CHECK_STATUS(bw_segment_write(folder, "1", &first, NULL, NULL, &error), BW_OK);
     CHECK_STATUS(bw_segment_write(folder, "2", &second, NULL, NULL, &error), BW_OK);
-    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, 2, &none, &error), BW_OK);
+    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, 2, &prints, &error), BW_OK);
     for (long countdown = 0;; countdown++) {
         /* Files that have just been touched are opened anew, not shared. */
         char path[64];

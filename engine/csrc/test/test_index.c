@@ -6,14 +6,25 @@
 
 static const char *const folder = "index.tmp";
 static const uint8_t uuid[16] = "0123456789abcdef";
-static const bw_fingerprints fingerprints = {"encoder", "head", "quantizer"};
+static const bw_fingerprints fingerprints = {"encoder", "head", "quantizer", "fine"};
 static bw_error error;
 
 static void write_rows(const char *name, uint64_t n, const int64_t *ids, const uint8_t *codes) {
+    uint8_t *fine = test_alloc(n * BW_FINE_DIMS);
+    test_make_fine(n, ids, fine);
     bw_segment_spec spec = {
-        .rows = n, .ids = ids, .codes = codes, .generation = 3, .fingerprints = fingerprints};
+        .rows = n, .ids = ids, .codes = codes, .fine = fine, .generation = 3, .fingerprints = fingerprints};
     memcpy(spec.uuid, uuid, 16);
     CHECK_STATUS(bw_segment_write(folder, name, &spec, NULL, NULL, &error), BW_OK);
+    free(fine);
+}
+
+static bool fine_right(uint64_t n, const int64_t *ids, const uint8_t *fine) {
+    uint8_t *expected = test_alloc(n * BW_FINE_DIMS);
+    test_make_fine(n, ids, expected);
+    bool right = memcmp(expected, fine, n * BW_FINE_DIMS) == 0;
+    free(expected);
+    return right;
 }
 
 /* ids first_id, first_id + step, ... */
@@ -77,8 +88,8 @@ static void test_manifest(void) {
     size_t drawn = 9;
     CHECK_STATUS(bw_index_codes(index, &id, 1, code, &found, &error), BW_OK);
     CHECK(found == 0);
-    CHECK_STATUS(bw_index_rows(index, 0, 0, NULL, NULL, &error), BW_OK);
-    CHECK_STATUS(bw_index_rows(index, 0, 1, &id, NULL, &error), BW_INVALID);
+    CHECK_STATUS(bw_index_rows(index, 0, 0, NULL, NULL, NULL, &error), BW_OK);
+    CHECK_STATUS(bw_index_rows(index, 0, 1, &id, NULL, NULL, &error), BW_INVALID);
     CHECK_STATUS(bw_index_draw(index, 1, 1, NULL, 0, &id, &drawn, &error), BW_OK);
     CHECK_EQUAL(drawn, 0);
     bw_index_close(index);
@@ -136,12 +147,12 @@ static void test_manifest(void) {
     /* The bytes, by the numbers of FORMAT.md. */
     size_t n;
     uint8_t *file = test_read_file(folder, "MANIFEST", &n);
-    CHECK_EQUAL(n, 148 + 96 * 3);
-    CHECK(memcmp(file, "BXWMANI1\1\0\0\0\4\3\2\1", 16) == 0 && memcmp(file + 16, uuid, 16) == 0);
+    CHECK_EQUAL(n, 180 + 96 * 3);
+    CHECK(memcmp(file, "BXWMANI1\2\0\0\0\4\3\2\1", 16) == 0 && memcmp(file + 16, uuid, 16) == 0);
     CHECK(memcmp(file + 32, "\2\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0", 16) == 0);
-    CHECK(memcmp(file + 48, &fingerprints, 96) == 0);
+    CHECK(memcmp(file + 48, &fingerprints, 128) == 0);
     for (size_t i = 0; i < 3; i++) {
-        const uint8_t *entry = file + 144 + 96 * i;
+        const uint8_t *entry = file + 176 + 96 * i;
         size_t segment_bytes;
         uint8_t *listed = test_read_file(folder, names[i], &segment_bytes);
         CHECK(strcmp((const char *)entry, names[i]) == 0);
@@ -175,7 +186,8 @@ static void test_manifest(void) {
         int32_t status;
         const char *message;
     } changes[] = {
-        {8, 4, 2, BW_VERSION, "format 2"},
+        {8, 4, 1, BW_VERSION, "format 1"},
+        {8, 4, 3, BW_VERSION, "format 3"},
         {12, 4, 0x04030201, BW_VERSION, "byte order"},
         {16, 1, 'X', BW_MISMATCH, "another collection"},
         {40, 4, 2, BW_CORRUPT, "2 segments"},
@@ -183,17 +195,19 @@ static void test_manifest(void) {
         {44, 4, 1, BW_CORRUPT, "header"},
         {48 + 31, 1, 'x', BW_CORRUPT, "header"},
         {48, 1, 'E', BW_MISMATCH, "fingerprints"},
-        {144, 1, '/', BW_CORRUPT, "entry 0"},
-        {144, 1, '.', BW_CORRUPT, "entry 0"},
-        {144, 1, 0, BW_CORRUPT, "entry 0"},
-        {144 + 47, 1, 'x', BW_CORRUPT, "entry 0"},
-        {144 + 96 + 95, 1, 1, BW_CORRUPT, "entry 1"},
-        {144, 1, '7', BW_CORRUPT, "7-0.segment"},
-        {144 + 96 + 2, 1, '0', BW_CORRUPT, "listed twice"},
-        {144 + 48, 8, 999, BW_MISMATCH, "not the file that the manifest lists"},
-        {144 + 56, 8, 4096, BW_MISMATCH, "not the file that the manifest lists"},
-        {144 + 64, 8, 4, BW_MISMATCH, "not the file that the manifest lists"},
-        {144 + 72, 4, 4, BW_MISMATCH, "not the file that the manifest lists"},
+        {144, 4, 0, BW_MISMATCH, "fingerprints"}, /* no fine codes, says the manifest */
+        {144 + 31, 1, 'x', BW_CORRUPT, "header"},
+        {176, 1, '/', BW_CORRUPT, "entry 0"},
+        {176, 1, '.', BW_CORRUPT, "entry 0"},
+        {176, 1, 0, BW_CORRUPT, "entry 0"},
+        {176 + 47, 1, 'x', BW_CORRUPT, "entry 0"},
+        {176 + 96 + 95, 1, 1, BW_CORRUPT, "entry 1"},
+        {176, 1, '7', BW_CORRUPT, "7-0.segment"},
+        {176 + 96 + 2, 1, '0', BW_CORRUPT, "listed twice"},
+        {176 + 48, 8, 999, BW_MISMATCH, "not the file that the manifest lists"},
+        {176 + 56, 8, 4096, BW_MISMATCH, "not the file that the manifest lists"},
+        {176 + 64, 8, 4, BW_MISMATCH, "not the file that the manifest lists"},
+        {176 + 72, 4, 4, BW_MISMATCH, "not the file that the manifest lists"},
     };
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         memcpy(copy, file, n);
@@ -241,8 +255,8 @@ static void test_sharing(void) {
     CHECK(second != first && second->segments[0] == first->segments[0] && second->info.rows == 2000);
     int64_t ids[10];
     uint8_t codes[10 * BW_DIMS];
-    CHECK_STATUS(bw_index_rows(first, 990, 10, ids, codes, &error), BW_OK);
-    CHECK_STATUS(bw_index_rows(first, 991, 10, ids, codes, &error), BW_INVALID);
+    CHECK_STATUS(bw_index_rows(first, 990, 10, ids, codes, NULL, &error), BW_OK);
+    CHECK_STATUS(bw_index_rows(first, 991, 10, ids, codes, NULL, &error), BW_INVALID);
     bw_index_close(first); /* the last hold: what bw_index_retain gave */
 
     /* Unused, an index is kept for whoever comes next. */
@@ -314,7 +328,7 @@ static void test_sharing(void) {
                              BW_OK);
             }
             CHECK_STATUS(bw_index_open(path, &first, &error), BW_OK);
-            CHECK_STATUS(bw_index_rows(first, 0, 1, ids, NULL, &error), BW_OK);
+            CHECK_STATUS(bw_index_rows(first, 0, 1, ids, NULL, NULL, &error), BW_OK);
             CHECK_EQUAL(ids[0], i);
             bw_index_close(first);
         }
@@ -424,7 +438,9 @@ static void check_reading(const bw_index *index, const int64_t *sorted, const ui
     /* By row: every row once, with its code. */
     int64_t *ids = test_alloc(ROWS * sizeof *ids);
     uint8_t *read = test_alloc(ROWS * BW_DIMS), *found = test_alloc(2 * ROWS);
-    CHECK_STATUS(bw_index_rows(index, 0, ROWS, ids, read, &error), BW_OK);
+    uint8_t *fine = test_alloc(2 * ROWS * BW_FINE_DIMS);
+    CHECK_STATUS(bw_index_rows(index, 0, ROWS, ids, read, fine, &error), BW_OK);
+    CHECK(fine_right(ROWS, ids, fine));
     uint8_t *seen = test_alloc(ROWS);
     bool right = true;
     for (int i = 0; i < ROWS; i++) {
@@ -440,15 +456,16 @@ static void check_reading(const bw_index *index, const int64_t *sorted, const ui
         for (uint64_t n = 0; n <= 1200 && n <= ROWS - first; n += 171) {
             int64_t part_ids[1200];
             uint8_t part[1200 * BW_DIMS];
-            CHECK_STATUS(bw_index_rows(index, first, n, part_ids, part, &error), BW_OK);
+            CHECK_STATUS(bw_index_rows(index, first, n, part_ids, part, NULL, &error), BW_OK);
             CHECK(memcmp(part_ids, ids + first, n * 8) == 0 && memcmp(part, read + first * 32, n * 32) == 0);
-            CHECK_STATUS(bw_index_rows(index, first, n, part_ids, NULL, &error), BW_OK);
+            CHECK_STATUS(bw_index_rows(index, first, n, part_ids, NULL, fine, &error), BW_OK);
+            CHECK(fine_right(n, part_ids, fine));
         }
     }
-    CHECK_STATUS(bw_index_rows(index, ROWS, 0, NULL, NULL, &error), BW_OK);
-    CHECK_STATUS(bw_index_rows(index, ROWS + 1, 0, ids, NULL, &error), BW_INVALID);
-    CHECK_STATUS(bw_index_rows(index, 1, UINT64_MAX, ids, NULL, &error), BW_INVALID);
-    CHECK_STATUS(bw_index_rows(index, 0, 1, NULL, read, &error), BW_INVALID);
+    CHECK_STATUS(bw_index_rows(index, ROWS, 0, NULL, NULL, NULL, &error), BW_OK);
+    CHECK_STATUS(bw_index_rows(index, ROWS + 1, 0, ids, NULL, NULL, &error), BW_INVALID);
+    CHECK_STATUS(bw_index_rows(index, 1, UINT64_MAX, ids, NULL, NULL, &error), BW_INVALID);
+    CHECK_STATUS(bw_index_rows(index, 0, 1, NULL, read, NULL, &error), BW_INVALID);
 
     /* By id, present and absent ones in turn. */
     int64_t *wanted = test_alloc(2 * ROWS * sizeof *wanted);
@@ -471,6 +488,19 @@ static void check_reading(const bw_index *index, const int64_t *sorted, const ui
         right &= found[2 * i + 1] == 0 && memcmp(got + (2 * i + 1) * BW_DIMS, zeros, BW_DIMS) == 0;
     }
     CHECK(right);
+    memset(fine, 7, 2 * ROWS * BW_FINE_DIMS);
+    memset(found, 7, 2 * ROWS);
+    CHECK_STATUS(bw_index_fine(index, wanted, 2 * ROWS, fine, found, &error), BW_OK);
+    right = true;
+    for (int i = 0; i < ROWS; i++) {
+        static const uint8_t zeros[BW_FINE_DIMS];
+        right &= found[2 * i] == 1 && fine_right(1, wanted + 2 * i, fine + 2 * i * BW_FINE_DIMS);
+        right &= found[2 * i + 1] == 0 && memcmp(fine + (2 * i + 1) * BW_FINE_DIMS, zeros, BW_FINE_DIMS) == 0;
+    }
+    CHECK(right);
+    CHECK_STATUS(bw_index_fine(index, wanted, 2, fine, NULL, &error), BW_MISSING);
+    CHECK_STATUS(bw_index_fine(index, wanted, 1, NULL, NULL, &error), BW_INVALID);
+    CHECK_STATUS(bw_index_fine(index, NULL, 0, NULL, NULL, &error), BW_OK);
     memset(got, 7, BW_DIMS);
     CHECK_STATUS(bw_index_codes(index, wanted, 2, got, NULL, &error), BW_MISSING);
     CHECK_MESSAGE("id -1 ");
@@ -485,6 +515,7 @@ static void check_reading(const bw_index *index, const int64_t *sorted, const ui
     free(seen);
     free(wanted);
     free(got);
+    free(fine);
 }
 
 /* Draws of several sizes and exclusions, checked to be distinct, ascending, present and not excluded;

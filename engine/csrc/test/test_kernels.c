@@ -377,32 +377,129 @@ static void test_zone_distances(const bw_kernels *kernels) {
     CHECK_EQUAL(wrong, 0);
 }
 
-static void test_scores(const bw_kernels *kernels) {
-    bw_random random = {5};
-    unsigned wrong = 0;
-    int64_t *table = test_alloc(BW_DIMS * 256 * sizeof *table);
-    for (int round = 0; round < 200; round++) {
-        size_t stride = (1 + bw_random_below(&random, 2)) * BW_BLOCK_ROWS;
-        uint8_t *block = bw_alloc_aligned(stride * BW_DIMS);
-        for (size_t i = 0; i < stride * BW_DIMS; i++) {
-            block[i] = value_of(&random, round % KINDS);
+/* Coefficients such that 16 bits hold the slope at every value, often up to the last. */
+static void random_coefficients(bw_random *random, int16_t *centre, int16_t *linear, int16_t *square) {
+    int64_t steep = (int64_t)bw_random_below(random, bw_random_below(random, 2) ? 4 : 259) - 129;
+    int64_t middle = (int64_t)bw_random_below(random, 256), first = -steep * middle,
+            last = steep * (255 - middle);
+    int64_t low = first < last ? first : last, high = first < last ? last : first;
+    int64_t room = 2 * INT16_MAX - (high - low);
+    int64_t shift = bw_random_below(random, 4) ? (int64_t)bw_random_below(random, (uint64_t)room + 1)
+                                               : (int64_t)bw_random_below(random, 2) * room;
+    int64_t slope = -INT16_MAX - low + shift;
+    slope = slope > INT16_MAX ? INT16_MAX : slope < -INT16_MAX ? -INT16_MAX : slope;
+    *centre = (int16_t)middle;
+    *linear = (int16_t)slope;
+    *square = (int16_t)steep;
+}
+
+static int32_t quadratic_at(const bw_quadratic *q, uint32_t i, int32_t x) {
+    int32_t y = x - q->centre[i];
+    return (q->linear[i] + q->square[i] * y) * y;
+}
+
+static bw_quadratic random_quadratic(bw_random *random) {
+    bw_quadratic q = {.groups = 1 + (uint32_t)bw_random_below(random, BW_GROUPS)};
+    for (uint32_t i = 0; i < BW_DIMS; i++) {
+        uint32_t other = (uint32_t)bw_random_below(random, i + 1);
+        q.dim[i] = q.dim[other];
+        q.dim[other] = (uint8_t)i;
+        if (i < 8 * q.groups && bw_random_below(random, 8)) {
+            random_coefficients(random, &q.centre[i], &q.linear[i], &q.square[i]);
         }
-        for (int i = 0; i < BW_DIMS * 256; i++) { /* up to 2^46 each way, as models may have */
-            table[i] = (int64_t)bw_random_below(&random, (uint64_t)1 << 47) - ((int64_t)1 << 46);
+        for (int x = 0; x < 256; x++) {
+            q.best[i] = quadratic_at(&q, i, x) > quadratic_at(&q, i, q.best[i]) ? (uint8_t)x : q.best[i];
         }
-        int64_t constant = (int64_t)bw_random_below(&random, (uint64_t)1 << 52) - ((int64_t)1 << 51);
-        int64_t scores[BW_BLOCK_ROWS];
-        kernels->scores(block, stride, table, constant, scores);
-        for (int r = 0; r < BW_BLOCK_ROWS; r++) {
-            int64_t sum = constant;
-            for (size_t d = 0; d < BW_DIMS; d++) {
-                sum += table[d * 256 + block[d * stride + (size_t)r]];
-            }
-            wrong += sum != scores[r];
-        }
-        bw_free(block);
     }
-    free(table);
+    return q;
+}
+
+static void test_quadratic(const bw_kernels *kernels) {
+    bw_random random = {5};
+    unsigned wrong = 0, given_up = 0, reached = 0;
+    for (int round = 0; round < 1000; round++) {
+        size_t stride = 64 + bw_random_below(&random, 2) * 256;
+        uint8_t *points = bw_alloc_aligned(stride * BW_DIMS);
+        for (size_t i = 0; i < stride * BW_DIMS; i++) {
+            points[i] = value_of(&random, round % KINDS);
+        }
+        bw_quadratic q = random_quadratic(&random);
+        int32_t sums[64], least[BW_GROUPS], whole[BW_GROUPS][64] = {0};
+        for (uint32_t g = 0; g < q.groups; g++) {
+            for (int k = 0; k < 64; k++) {
+                whole[g][k] = g > 0 ? whole[g - 1][k] : 0;
+                for (uint32_t i = 8 * g; i < 8 * g + 8; i++) {
+                    whole[g][k] += quadratic_at(&q, i, points[q.dim[i] * stride + (size_t)k]);
+                }
+            }
+            const int32_t choices[] = {whole[g][bw_random_below(&random, 64)], INT32_MIN, INT32_MIN, 1 << 29};
+            least[g] = choices[bw_random_below(&random, g + 1 < q.groups ? 4 : 3)];
+        }
+        uint64_t found = kernels->quadratic(points, stride, &q, least, sums);
+        for (int k = 0; k < 64; k++) {
+            bool up = false, in = found >> k & 1;
+            for (uint32_t g = 0; g + 1 < q.groups; g++) {
+                up = up || whole[g][k] < least[g];
+            }
+            bool above = whole[q.groups - 1][k] >= least[q.groups - 1];
+            wrong += (!above && in) || (above && !up && !in) || (in && sums[k] != whole[q.groups - 1][k]);
+            given_up += up && !in && above;
+            reached += in;
+        }
+        bw_free(points);
+    }
+    CHECK_EQUAL(wrong, 0);
+    CHECK(given_up > 0 && reached > 1000);
+}
+
+static void test_quadratic_zones(const bw_kernels *kernels) {
+    bw_random random = {7};
+    unsigned wrong = 0;
+    for (int round = 0; round < 100; round++) {
+        size_t groups = 1 + bw_random_below(&random, 3), stride = groups * 64;
+        uint8_t *low = bw_alloc_aligned(stride * BW_DIMS), *high = bw_alloc_aligned(stride * BW_DIMS);
+        for (size_t i = 0; i < stride * BW_DIMS; i++) {
+            uint8_t a = value_of(&random, round % KINDS), b = value_of(&random, round % KINDS);
+            low[i] = a < b ? a : b;
+            high[i] = a < b ? b : a;
+        }
+        bw_quadratic q = random_quadratic(&random);
+        size_t b = bw_random_below(&random, groups) * 64;
+        int32_t most[BW_GROUPS * 64];
+        kernels->quadratic_zones(low, high, stride, b, &q, most);
+        for (size_t k = 0; k < 64; k++) {
+            int32_t sum = 0;
+            for (uint32_t i = BW_DIMS; i-- > 0;) {
+                int32_t best = INT32_MIN;
+                size_t at = q.dim[i] * stride + b + k;
+                for (int32_t x = low[at]; x <= high[at]; x++) {
+                    best = quadratic_at(&q, i, x) > best ? quadratic_at(&q, i, x) : best;
+                }
+                sum += best;
+                wrong += i % 8 == 0 && most[64 * (i / 8) + k] != sum;
+            }
+        }
+        bw_free(low);
+        bw_free(high);
+    }
+    CHECK_EQUAL(wrong, 0);
+}
+
+static void test_fine(const bw_kernels *kernels) {
+    bw_random random = {8};
+    unsigned wrong = 0;
+    for (int round = 0; round < 1000; round++) {
+        uint8_t code[BW_FINE_DIMS];
+        bw_fine_quadratic q;
+        int32_t sum = 0;
+        for (int d = 0; d < BW_FINE_DIMS; d++) {
+            code[d] = value_of(&random, round % KINDS);
+            random_coefficients(&random, &q.centre[d], &q.linear[d], &q.square[d]);
+            int32_t y = code[d] - q.centre[d];
+            sum += (q.linear[d] + q.square[d] * y) * y;
+        }
+        wrong += kernels->fine(code, &q) != sum;
+    }
     CHECK_EQUAL(wrong, 0);
 }
 
@@ -464,7 +561,9 @@ int main(void) {
         test_zone_padding(kernels);
         test_distances(kernels);
         test_zone_distances(kernels);
-        test_scores(kernels);
+        test_quadratic(kernels);
+        test_quadratic_zones(kernels);
+        test_fine(kernels);
         test_crc32c(kernels);
     }
     test_selection();

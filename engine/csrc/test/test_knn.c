@@ -23,6 +23,7 @@ typedef struct everything {
     uint64_t rows;
     int64_t *ids;
     uint8_t *codes;
+    uint8_t *fine;   /* NULL: none */
     uint8_t *passes; /* a row may be an answer */
     neighbour *sorted;
 } everything;
@@ -34,7 +35,8 @@ static everything everything_of(const bw_index *index) {
     e.codes = test_alloc(e.rows * BW_DIMS);
     e.passes = test_alloc(e.rows);
     e.sorted = test_alloc(e.rows * sizeof *e.sorted);
-    CHECK_STATUS(bw_index_rows(index, 0, e.rows, e.ids, e.codes, &error), BW_OK);
+    e.fine = index->info.fingerprints.fine[0] ? test_alloc(e.rows * BW_FINE_DIMS) : NULL;
+    CHECK_STATUS(bw_index_rows(index, 0, e.rows, e.ids, e.codes, e.fine, &error), BW_OK);
     memset(e.passes, 1, e.rows);
     return e;
 }
@@ -42,6 +44,7 @@ static everything everything_of(const bw_index *index) {
 static void everything_free(everything *e) {
     free(e->ids);
     free(e->codes);
+    free(e->fine);
     free(e->passes);
     free(e->sorted);
 }
@@ -104,7 +107,7 @@ static bw_index *random_index(bw_random *random, int kind) {
     for (uint32_t s = 0; s < segments; s++) {
         rows[s] = test_sizes[bw_random_below(random, TEST_SIZES - 4)];
     }
-    return test_make_index(random, "test_knn.d", kind, rows, segments);
+    return test_make_index_with(random, "test_knn.d", kind, rows, segments, bw_random_below(random, 2) > 0);
 }
 
 static void test_random(void) {
@@ -144,6 +147,23 @@ static bw_model *random_model(bw_random *random, const everything *e) {
     bw_model *model = NULL;
     bw_error error;
     CHECK_STATUS(bw_model_from_json(json, (size_t)at, &model, &error), BW_OK);
+    if (bw_random_below(random, 2)) { /* and with scores that cut */
+        static bw_score score, fine;
+        bw_model *boxes = model;
+        score = (bw_score){.terms = 1, .has_threshold = true, .threshold = -40000};
+        fine = (bw_score){.terms = 1, .has_threshold = true, .threshold = 100};
+        fine.term[0].linear[bw_random_below(random, BW_FINE_DIMS)] = 1;
+        for (int d = 0; d < BW_DIMS; d++) {
+            score.term[0].linear[d] = 2 * row[d];
+            score.term[0].square[d] = -1;
+            score.term[0].constant -= row[d] * row[d];
+        }
+        CHECK_STATUS(bw_model_new("test", "q", boxes->estimators, boxes->first_box, boxes->boxes,
+                                  boxes->threshold, &score, "f", e->fine ? &fine : NULL, NULL, &model,
+                                  &error),
+                     BW_OK);
+        bw_model_free(boxes);
+    }
     return model;
 }
 
@@ -164,7 +184,8 @@ static void test_filters(void) {
             bw_error error;
             memset(e.passes, 1, e.rows);
             if (model) {
-                CHECK_STATUS(bw_model_evaluate(model, e.codes, e.rows, NULL, NULL, e.passes, &error), BW_OK);
+                CHECK_STATUS(bw_model_evaluate(model, e.codes, e.fine, e.rows, NULL, NULL, e.passes, &error),
+                             BW_OK);
                 options.within = model;
             }
             int64_t *ids = NULL;
@@ -217,7 +238,7 @@ static void test_large(void) {
     uint64_t listed = 0;
     int64_t *ids = test_alloc(e.rows * sizeof *ids);
     uint8_t *match = test_alloc(e.rows);
-    CHECK_STATUS(bw_model_evaluate(model, e.codes, e.rows, NULL, NULL, match, &error), BW_OK);
+    CHECK_STATUS(bw_model_evaluate(model, e.codes, e.fine, e.rows, NULL, NULL, match, &error), BW_OK);
     for (uint64_t r = 0; r < e.rows; r++) {
         if (bw_random_below(&random, 8) > 0) {
             ids[listed++] = e.ids[r];
@@ -436,7 +457,7 @@ static void test_pruning(void) {
     bw_stats stats;
     bw_error error;
     bw_knn_options options = {.k = 10, .recall = 1, .threads = 1};
-    CHECK_STATUS(bw_index_rows(index, 777, 1, ids, query, &error), BW_OK);
+    CHECK_STATUS(bw_index_rows(index, 777, 1, ids, query, NULL, &error), BW_OK);
     CHECK_STATUS(bw_knn(index, query, 1, &options, ids, distances, &count, &stats, &error), BW_OK);
     CHECK_EQUAL(count, 10);
     CHECK(stats.blocks_scanned < stats.blocks / 2);
@@ -569,7 +590,7 @@ static void test_faults(void) {
     const char *all =
         "{\"boxwood_model\":1,\"learner\":\"test\",\"dims\":32,\"estimators\":[[[]]],\"threshold\":1}";
     CHECK_STATUS(bw_model_from_json(all, strlen(all), &model, &error), BW_OK);
-    CHECK_STATUS(bw_index_rows(index, 0, 2, given, NULL, &error), BW_OK);
+    CHECK_STATUS(bw_index_rows(index, 0, 2, given, NULL, NULL, &error), BW_OK);
     for (int kind = 0; kind < 5; kind++) { /* exact, approximate, within, ids, calibration */
         bw_knn_options options = {.k = 4, .threads = 1, .recall = kind == 1 ? 0.9 : 1};
         options.within = kind == 2 ? model : NULL;

@@ -9,6 +9,7 @@ typedef struct oracle { /* all rows of an index, in index order */
     uint64_t rows;
     int64_t *ids;
     uint8_t *codes;
+    uint8_t *fine; /* NULL: none */
     int32_t *votes;
     int64_t *scores;
     uint8_t *match;
@@ -22,22 +23,46 @@ static oracle oracle_of(const bw_index *index) {
     o.votes = test_alloc(o.rows * sizeof *o.votes);
     o.scores = test_alloc(o.rows * sizeof *o.scores);
     o.match = test_alloc(o.rows);
-    CHECK_STATUS(bw_index_rows(index, 0, o.rows, o.ids, o.codes, &error), BW_OK);
+    o.fine = index->info.fingerprints.fine[0] ? test_alloc(o.rows * BW_FINE_DIMS + 1) : NULL;
+    CHECK_STATUS(bw_index_rows(index, 0, o.rows, o.ids, o.codes, o.fine, &error), BW_OK);
     return o;
 }
 
 static void oracle_free(oracle *o) {
     free(o->ids);
     free(o->codes);
+    free(o->fine);
     free(o->votes);
     free(o->scores);
     free(o->match);
 }
 
+/* Rows that pass all but the fine score of a model that cuts by it: those whose fine codes are read. */
+static uint64_t count_candidates(const oracle *o, const bw_model *model) {
+    bw_error error;
+    bw_model *first = NULL;
+    uint64_t candidates = 0;
+    if (!model->fine || !model->fine->has_threshold) {
+        return 0;
+    }
+    uint8_t *match = test_alloc(o->rows);
+    CHECK_STATUS(bw_model_new("test", "", model->estimators, model->first_box, model->boxes, model->threshold,
+                              model->score, NULL, NULL, NULL, &first, &error),
+                 BW_OK);
+    CHECK_STATUS(bw_model_evaluate(first, o->codes, NULL, o->rows, NULL, NULL, match, &error), BW_OK);
+    for (uint64_t r = 0; r < o->rows; r++) {
+        candidates += match[r];
+    }
+    bw_model_free(first);
+    free(match);
+    return candidates;
+}
+
 static uint64_t evaluate(oracle *o, const bw_model *model) {
     bw_error error;
     uint64_t matching = 0;
-    CHECK_STATUS(bw_model_evaluate(model, o->codes, o->rows, o->votes, o->scores, o->match, &error), BW_OK);
+    CHECK_STATUS(bw_model_evaluate(model, o->codes, o->fine, o->rows, o->votes, o->scores, o->match, &error),
+                 BW_OK);
     for (uint64_t r = 0; r < o->rows; r++) {
         matching += o->match[r];
     }
@@ -71,15 +96,56 @@ static bw_ranges random_box(bw_random *random, const oracle *o) {
     return box;
 }
 
-static bw_score random_score(bw_random *random) {
-    bw_score score = {.shift = (int32_t)bw_random_below(random, 20)};
-    for (int d = 0; d < BW_DIMS; d++) {
-        score.linear[d] = (int64_t)bw_random_below(random, 20001) - 10000;
-        score.square[d] = bw_random_below(random, 2) ? (int64_t)bw_random_below(random, 201) - 100 : 0;
+/* A term of n dimensions: falling from the code of some row, or anything; of coefficients that 16 bits hold
+ * with and without rounding, and of the largest. */
+static void random_term(bw_random *random, uint32_t n, const uint8_t *centre, bw_term *term) {
+    static const int64_t magnitudes[] = {3, 100, 20000, BW_MAX_FINE_SQUARE};
+    int64_t most = magnitudes[bw_random_below(random, 4)];
+    bool falling = centre && bw_random_below(random, 4) > 0;
+    uint64_t used = 1 + bw_random_below(random, 8);
+    for (uint32_t d = 0; d < n; d++) {
+        if (bw_random_below(random, 8) >= used) {
+            continue;
+        }
+        int64_t square = (int64_t)bw_random_below(random, (uint64_t)most + 1);
+        if (falling) {
+            term->square[d] = -square;
+            term->linear[d] = 2 * square * centre[d] + (int64_t)bw_random_below(random, 3) - 1;
+            if (term->linear[d] > BW_MAX_FINE_LINEAR) {
+                term->linear[d] = BW_MAX_FINE_LINEAR;
+            }
+        } else {
+            term->square[d] = bw_random_below(random, 2) ? square - most / 2 : 0;
+            term->linear[d] = (int64_t)bw_random_below(random, (uint64_t)most * 64) - most * 32;
+        }
     }
-    score.constant = (int64_t)bw_random_below(random, 2000001) - 1000000;
-    score.votes = bw_random_below(random, 3) ? (int64_t)bw_random_below(random, (uint64_t)1 << 30) : 0;
+    term->constant = (int64_t)bw_random_below(random, 2000001) - 1000000;
+}
+
+static bw_score random_score(bw_random *random, uint32_t n, const uint8_t *codes, uint64_t rows) {
+    static const uint32_t terms[] = {1, 1, 1, 2, 2, 3, 8};
+    bw_score score = {.terms = terms[bw_random_below(random, 7)],
+                      .shift = (int32_t)bw_random_below(random, 20)};
+    for (uint32_t t = 0; t < score.terms; t++) {
+        const uint8_t *centre = rows > 0 ? codes + bw_random_below(random, rows) * n : NULL;
+        random_term(random, n, centre, &score.term[t]);
+    }
     return score;
+}
+
+/* A cut at the score of some row, of many rows or few. */
+static void random_cut(bw_random *random, const oracle *o, bw_score *score) {
+    uint64_t tries = 1 + bw_random_below(random, 3) * 20;
+    score->has_threshold = true;
+    score->threshold = INT64_MIN;
+    for (uint64_t i = 0; i < tries; i++) {
+        int64_t other = o->scores[bw_random_below(random, o->rows)];
+        score->threshold = other > score->threshold ? other : score->threshold;
+    }
+    score->threshold += (int64_t)bw_random_below(random, 2);
+    if (bw_random_below(random, 20) == 0) {
+        score->threshold = bw_random_below(random, 2) ? INT64_MAX : INT64_MIN;
+    }
 }
 
 static bw_model *random_model(bw_random *random, oracle *o) {
@@ -113,23 +179,34 @@ static bw_model *random_model(bw_random *random, oracle *o) {
     if (bw_random_below(random, 3) == 0) {
         threshold = estimators ? 1 : 0;
     }
-    bool scored = bw_random_below(random, 2);
-    bw_score score = random_score(random);
-    const char *quantizer = bw_random_below(random, 2) ? "q" : "";
+    bool scored = bw_random_below(random, 2), fine = o->fine && bw_random_below(random, 2);
+    if (scored && bw_random_below(random, 3) == 0) {
+        threshold = 0; /* the score alone */
+    }
+    bw_score score = random_score(random, BW_DIMS, o->codes, o->rows);
+    bw_score second = random_score(random, BW_FINE_DIMS, o->fine, fine ? o->rows : 0);
+    if (bw_random_below(random, 3) == 0) {
+        score.votes = (int64_t)bw_random_below(random, (uint64_t)1 << 30) - ((int64_t)1 << 28);
+    }
+    const char *quantizer = bw_random_below(random, 2) ? "q" : "", *fine_quantizer = quantizer[0] ? "f" : "";
     bw_model *model = NULL;
     bw_error error;
-    CHECK_STATUS(bw_model_new("test", quantizer, estimators, first_box, boxes, threshold,
-                              scored ? &score : NULL, NULL, &model, &error),
-                 BW_OK);
-    if (model && scored && o->rows > 0 && bw_random_below(random, 2)) { /* cut at the score of some row */
-        evaluate(o, model);
-        score.has_threshold = true;
-        score.threshold = o->scores[bw_random_below(random, o->rows)] + (int64_t)bw_random_below(random, 2);
-        bw_model_free(model);
-        CHECK_STATUS(bw_model_new("test", quantizer, estimators, first_box, boxes, threshold, &score, NULL,
-                                  &model, &error),
-                     BW_OK);
+    for (int kind = 0; kind < 2 && o->rows > 0; kind++) { /* cut at what rows have */
+        bw_score *cut = kind ? &second : &score;
+        if ((kind ? fine : scored) && bw_random_below(random, 3) > 0) {
+            CHECK_STATUS(bw_model_new("test", quantizer, estimators, first_box, boxes, threshold,
+                                      kind ? NULL : &score, fine_quantizer, kind ? &second : NULL, NULL,
+                                      &model, &error),
+                         BW_OK);
+            evaluate(o, model);
+            random_cut(random, o, cut);
+            bw_model_free(model);
+        }
     }
+    CHECK_STATUS(bw_model_new("test", quantizer, estimators, first_box, boxes, threshold,
+                              scored ? &score : NULL, fine_quantizer, fine ? &second : NULL, NULL, &model,
+                              &error),
+                 BW_OK);
     free(boxes);
     free(first_box);
     if (model == NULL) {
@@ -141,9 +218,10 @@ static bw_model *random_model(bw_random *random, oracle *o) {
 /* ---- searching ---- */
 
 static bw_stats seen; /* over all searches of this test */
+static uint64_t chosen[BW_PATHS];
 
 static bw_path random_path(bw_random *random) {
-    return (bw_path)bw_random_below(random, BW_PATH_SCAN + 1);
+    return (bw_path)bw_random_below(random, BW_PATHS);
 }
 
 static void check_stats(const bw_index *index, const bw_stats *stats, uint64_t matching) {
@@ -153,7 +231,10 @@ static void check_stats(const bw_index *index, const bw_stats *stats, uint64_t m
     CHECK(settled <= stats->blocks && stats->blocks <= settled + stats->blocks_planes);
     CHECK(stats->nanoseconds > 0 || stats->blocks == 0);
     seen.rows += stats->rows;
+    CHECK(stats->blocks_outscored <= stats->blocks_pruned);
     seen.blocks_pruned += stats->blocks_pruned;
+    seen.blocks_outscored += stats->blocks_outscored;
+    seen.fine_rows += stats->fine_rows;
     seen.blocks_contained += stats->blocks_contained;
     seen.blocks_planes += stats->blocks_planes;
     seen.blocks_scanned += stats->blocks_scanned;
@@ -169,7 +250,9 @@ static void check_run(bw_random *random, const bw_index *index, const oracle *o,
     bw_estimate estimate = {.blocks = -1};
     CHECK_STATUS(bw_search_run_path(index, model, 0, path, threads, NULL, &rows, &stats, &estimate, &error),
                  BW_OK);
-    CHECK(path == BW_PATH_CHOOSE || estimate.path == path);
+    bool cuts = model->score && model->score->has_threshold;
+    CHECK(path == BW_PATH_CHOOSE || estimate.path == (path == BW_PATH_SCORE && !cuts ? BW_PATH_ZONES : path));
+    chosen[estimate.path] += path == BW_PATH_CHOOSE;
     CHECK(estimate.path != BW_PATH_CHOOSE && estimate.nanoseconds >= 0);
     CHECK(estimate.blocks >= 0 && estimate.blocks <= (double)stats.blocks * 1.001);
     if (rows == NULL) {
@@ -189,7 +272,8 @@ static void check_run(bw_random *random, const bw_index *index, const oracle *o,
     bw_rows_free(rows);
 }
 
-static void check_count(bw_random *random, const bw_index *index, const bw_model *model, uint64_t matching) {
+static void check_count(bw_random *random, const bw_index *index, const oracle *o, const bw_model *model,
+                        uint64_t matching) {
     bw_error error;
     bw_stats stats;
     uint32_t threads = 1 + (uint32_t)bw_random_below(random, 4);
@@ -197,6 +281,7 @@ static void check_count(bw_random *random, const bw_index *index, const bw_model
                                     &stats, NULL, &error),
                  BW_OK);
     check_stats(index, &stats, matching);
+    CHECK_EQUAL(stats.fine_rows, count_candidates(o, model));
 }
 
 /* Batch by batch, with some of the columns left out. */
@@ -246,7 +331,7 @@ static void check_report(const oracle *o, const bw_box_report *report, uint64_t 
     CHECK(settled <= report->blocks && report->blocks <= settled + report->blocks_planes);
     CHECK(strcmp(report->path, "planes") == 0 ||
           (report->blocks_planes == 0 &&
-           (strcmp(report->path, "zones") == 0 ||
+           (strcmp(report->path, "zones") == 0 || strcmp(report->path, "score") == 0 ||
             (strcmp(report->path, "scan") == 0 && report->blocks_scanned == report->blocks))));
     CHECK(report->estimated_nanoseconds >= 0 && report->estimated_blocks >= 0);
     CHECK(report->estimated_blocks <= (double)report->blocks * 1.001);
@@ -270,9 +355,9 @@ static void check_explain(const bw_index *index, oracle *o, const bw_model *mode
             const bw_box_report *report = &reports[b];
             const uint32_t first_box[2] = {0, 1};
             bw_model *alone = NULL;
-            CHECK_STATUS(
-                bw_model_new("test", "", 1, first_box, &model->boxes[b], 1, NULL, NULL, &alone, &error),
-                BW_OK);
+            CHECK_STATUS(bw_model_new("test", "", 1, first_box, &model->boxes[b], 1, NULL, NULL, NULL, NULL,
+                                      &alone, &error),
+                         BW_OK);
             check_report(o, report, evaluate(o, alone));
             bw_model_free(alone);
             CHECK(report->estimator == e && report->box == i && report->ranges == model->boxes[b].count);
@@ -295,7 +380,7 @@ static void check_models(bw_random *random, const bw_index *index, int models) {
             }
         }
         test_choose_isa(bw_random_below(random, 4));
-        check_count(random, index, model, matching);
+        check_count(random, index, &o, model, matching);
         check_batches(random, index, &o, model, matching);
         if (i == 0) {
             check_explain(index, &o, model, matching);
@@ -307,19 +392,21 @@ static void check_models(bw_random *random, const bw_index *index, int models) {
 
 static void test_random(void) {
     bw_random random = {21};
-    for (int round = 0; round < 75; round++) {
+    for (int round = 0; round < 45; round++) {
         uint64_t rows[3];
         uint32_t segments = 1 + (uint32_t)bw_random_below(&random, 3);
         for (uint32_t s = 0; s < segments; s++) {
             /* the sizes around blocks and tiles come round in turn */
             rows[s] = s == 0 ? test_sizes[(size_t)round % TEST_SIZES] : 1 + bw_random_below(&random, 3000);
         }
-        bw_index *index = test_make_index(&random, FOLDER, round % DATA_KINDS, rows, segments);
-        check_models(&random, index, 16);
+        bw_index *index =
+            test_make_index_with(&random, FOLDER, round % DATA_KINDS, rows, segments, round % 2 == 1);
+        check_models(&random, index, 12);
         bw_index_close(index);
     }
     /* Blocks of every fate must have been met often. */
     CHECK(seen.rows > 100000);
+    CHECK(seen.blocks_outscored > 1000 && seen.fine_rows > 10000 && chosen[BW_PATH_SCORE] > 30);
     CHECK(seen.blocks_pruned > 1000 && seen.blocks_contained > 1000 && seen.blocks_planes > 1000 &&
           seen.blocks_scanned > 1000);
 }
@@ -330,7 +417,7 @@ static void test_morsels(void) {
     bw_random random = {22};
     for (int i = 0; i < 4; i++) {
         uint32_t segments = sizes[i][2] ? 3 : sizes[i][1] ? 2 : 1;
-        bw_index *index = test_make_index(&random, FOLDER, DATA_CLUSTERED, sizes[i], segments);
+        bw_index *index = test_make_index_with(&random, FOLDER, DATA_CLUSTERED, sizes[i], segments, i > 1);
         check_models(&random, index, 10);
         bw_index_close(index);
     }
@@ -348,7 +435,7 @@ static bw_model *parse(const char *json) {
 
 static void test_empty(void) {
     bw_random random = {23};
-    bw_index *index = test_make_index(&random, FOLDER, DATA_UNIFORM, NULL, 0);
+    bw_index *index = test_make_index_with(&random, FOLDER, DATA_UNIFORM, NULL, 0, true);
     check_models(&random, index, 20);
     bw_index_close(index);
 }
@@ -370,13 +457,13 @@ static void test_largest(void) {
     for (size_t i = 0; i < sizeof thresholds / sizeof thresholds[0]; i++) {
         bw_model *model = NULL;
         CHECK_STATUS(bw_model_new("test", "", BW_MAX_ESTIMATORS, first_box, boxes, thresholds[i], NULL, NULL,
-                                  &model, &error),
+                                  NULL, NULL, &model, &error),
                      BW_OK);
         uint64_t matching = evaluate(&o, model);
         CHECK((i == 0) == (matching == rows) && matching > 0);
         test_choose_isa(i);
         check_run(&random, index, &o, model, matching);
-        check_count(&random, index, model, matching);
+        check_count(&random, index, &o, model, matching);
         bw_model_free(model);
     }
     free(boxes);
@@ -402,14 +489,14 @@ static void test_most_boxes(void) {
             boxes[b] = random_box(&random, &o);
         } while (boxes[b].count < 3); /* or too much is inside */
     }
-    static const uint32_t thresholds[] = {1, 600, 800, 1024};
+    static const uint32_t thresholds[] = {1, 800};
     for (size_t i = 0; i < sizeof thresholds / sizeof thresholds[0]; i++) {
         bw_model *model = NULL;
         CHECK_STATUS(bw_model_new("test", "", BW_MAX_ESTIMATORS, first_box, boxes, thresholds[i], NULL, NULL,
-                                  &model, &error),
+                                  NULL, NULL, &model, &error),
                      BW_OK);
         uint64_t matching = evaluate(&o, model);
-        for (bw_path path = BW_PATH_CHOOSE; path <= BW_PATH_SCAN; path++) {
+        for (bw_path path = BW_PATH_CHOOSE; path < BW_PATHS; path++) {
             bw_rows *found = NULL;
             test_choose_isa(i + (uint64_t)path);
             CHECK_STATUS(bw_search_run_path(index, model, 0, path, 2, NULL, &found, NULL, NULL, &error),
@@ -440,7 +527,7 @@ static void test_choice(void) {
     uint64_t rows[2] = {150000, 50000};
     bw_index *index = test_make_index(&random, FOLDER, DATA_UNIFORM, rows, 2);
     oracle o = oracle_of(index);
-    uint32_t chosen[BW_PATH_SCAN + 1] = {0};
+    uint32_t chosen[BW_PATHS] = {0};
     for (int round = 0; round < 40; round++) {
         bw_model *model = random_model(&random, &o);
         bw_estimate first, again;
@@ -500,6 +587,68 @@ static void test_unseen(void) {
     bw_index_close(index);
 }
 
+/* Scores that zones bound: nothing is read where they rule every block out, and nothing skipped where a row
+ * reaches the threshold exactly, by either of two terms. */
+static void test_bounds(void) {
+    bw_random random = {31};
+    bw_error error;
+    uint64_t rows = 5000;
+    bw_index *index = test_make_index(&random, FOLDER, DATA_CONSTANT, &rows, 1);
+    static bw_score score;
+    uint32_t none[1] = {0};
+    score.terms = 2;
+    score.has_threshold = true;
+    score.term[0].linear[2] = 10; /* the rows have 16 there: 160 */
+    score.term[0].constant = 3;
+    score.term[1].square[3] = -1; /* and 24 there: -576 */
+    score.term[1].constant = 576 + 170;
+    for (int64_t above = 0; above < 2; above++) {
+        for (int isa = 0; isa < 4; isa++) {
+            bw_model *model = NULL;
+            bw_stats stats;
+            score.threshold = 170 + above;
+            CHECK_STATUS(bw_model_new("test", "", 0, none, NULL, 0, &score, NULL, NULL, NULL, &model, &error),
+                         BW_OK);
+            test_choose_isa((uint64_t)isa);
+            CHECK_STATUS(bw_search_run(index, model, BW_COUNT_ONLY, 1, NULL, NULL, &stats, &error), BW_OK);
+            CHECK_EQUAL(stats.rows, above ? 0 : rows);
+            CHECK_EQUAL(stats.blocks_outscored, above ? 20 : 0);
+            CHECK_EQUAL(stats.blocks_pruned, above ? 20 : 0);
+            if (above) { /* the zones of the eight dimensions that come together; here of both terms */
+                CHECK(stats.bytes >= 2 * 128 && stats.bytes <= 16 * 128);
+            }
+            bw_model_free(model);
+        }
+    }
+    bw_index_close(index);
+}
+
+/* Which rows the sample's are: of a segment that is its own sample, and of a larger one. */
+static void test_sample_rows(void) {
+    bw_random random = {32};
+    bw_error error;
+    uint64_t rows[2] = {70000, 3000};
+    bw_index *index = test_make_index(&random, FOLDER, DATA_UNIFORM, rows, 2);
+    bw_sample sample;
+    CHECK_STATUS(bw_sample_draw(index, UINT32_MAX, &sample, &error), BW_OK);
+    uint64_t wrong = 0, seen_rows = 0;
+    for (uint32_t b = 0; b < sample.blocks; b++) {
+        const bw_sample_block *block = &sample.block[b];
+        for (uint32_t r = 0; r < block->rows; r++, seen_rows++) {
+            uint8_t code[BW_DIMS];
+            uint32_t row = bw_sample_row(index, block, r);
+            bw_index_gather(index, block->segment, row, code);
+            for (int d = 0; d < BW_DIMS; d++) {
+                wrong += code[d] != block->codes[d * BW_BLOCK_ROWS + (int)r];
+            }
+        }
+    }
+    CHECK_EQUAL(wrong, 0);
+    CHECK_EQUAL(seen_rows, 32768 + 3000);
+    bw_free(sample.block);
+    bw_index_close(index);
+}
+
 static void test_arguments(void) {
     bw_random random = {26};
     bw_error error;
@@ -518,6 +667,17 @@ static void test_arguments(void) {
     CHECK_MESSAGE("\"q\"");
     CHECK_STATUS(bw_search_run(index, foreign, 0, 1, NULL, &found, &stats, &error), BW_MISMATCH);
     CHECK_STATUS(bw_explain(index, foreign, &report, &whole, &error), BW_MISMATCH);
+    static bw_score score = {.terms = 1};
+    bw_model *fine = NULL;
+    uint32_t none[1] = {0};
+    CHECK_STATUS(bw_model_new("test", "", 0, none, NULL, 0, NULL, "g", &score, NULL, &fine, &error), BW_OK);
+    CHECK_STATUS(bw_search_open(index, fine, 0, &search, &error), BW_MISMATCH);
+    CHECK_MESSAGE("holds no fine codes");
+    bw_index *both = test_make_index_with(&random, FOLDER, DATA_UNIFORM, &rows, 1, true);
+    CHECK_STATUS(bw_search_open(both, fine, 0, &search, &error), BW_MISMATCH);
+    CHECK_MESSAGE("\"g\"");
+    bw_index_close(both);
+    bw_model_free(fine);
     CHECK_STATUS(bw_search_open(index, model, 2, &search, &error), BW_INVALID);
     CHECK_STATUS(bw_search_open(NULL, model, 0, &search, &error), BW_INVALID);
     CHECK_STATUS(bw_search_open(index, NULL, 0, &search, &error), BW_INVALID);
@@ -589,7 +749,8 @@ static void test_shared(void) {
     }
     for (int round = 0; round < 5; round++) {
         shared s = {0};
-        CHECK_STATUS(bw_search_open_path(index, model, 0, (bw_path)(round % 4), &s.search, &error), BW_OK);
+        CHECK_STATUS(bw_search_open_path(index, model, 0, (bw_path)(round % BW_PATHS), &s.search, &error),
+                     BW_OK);
         CHECK_EQUAL(bw_search_morsels(s.search), 4 + 2);
         bw_parallel(4, share, &s);
         CHECK_EQUAL(s.rows[0] + s.rows[1] + s.rows[2] + s.rows[3], matching);
@@ -611,7 +772,7 @@ static void test_faults(void) {
     bw_random random = {28};
     bw_error error;
     uint64_t rows = 3000;
-    bw_index *index = test_make_index(&random, FOLDER, DATA_UNIFORM, &rows, 1);
+    bw_index *index = test_make_index_with(&random, FOLDER, DATA_UNIFORM, &rows, 1, true);
     oracle o = oracle_of(index);
     for (int i = 0; i < 8; i++) {
         bw_model *model = random_model(&random, &o);
@@ -622,7 +783,7 @@ static void test_faults(void) {
             bw_rows *found = NULL;
             bw_stats stats;
             bw_fault_set(BW_FAULT_ALLOC, countdown);
-            bw_path path = (bw_path)(i % (BW_PATH_SCAN + 1));
+            bw_path path = (bw_path)(i % BW_PATHS);
             int32_t status = bw_search_run_path(index, model, 0, path, 1, NULL, &found, &stats, NULL, &error);
             bool none = status != BW_OK;
             CHECK(none ? status == BW_NOMEM && error.code == BW_NOMEM && !found
@@ -652,6 +813,8 @@ int main(void) {
     test_most_boxes();
     test_choice();
     test_unseen();
+    test_bounds();
+    test_sample_rows();
     test_arguments();
     test_shared();
 #ifdef BW_FAULTS

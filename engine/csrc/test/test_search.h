@@ -31,12 +31,13 @@ static inline void test_fill_codes(bw_random *random, int kind, uint8_t *codes, 
     }
 }
 
-/* An index of `segments` segments with rows[i] rows each, ids scattered over them; quantizer "q". */
-static inline bw_index *test_make_index(bw_random *random, const char *folder, int kind, const uint64_t *rows,
-                                        uint32_t segments) {
+/* An index of `segments` segments with rows[i] rows each, ids scattered over them; quantizer "q", and "f" of
+ * fine codes where it has any. */
+static inline bw_index *test_make_index_with(bw_random *random, const char *folder, int kind,
+                                             const uint64_t *rows, uint32_t segments, bool fine) {
     static uint64_t generation;
     bw_error error;
-    bw_fingerprints fingerprints = {.quantizer = "q"};
+    bw_fingerprints fingerprints = {.quantizer = "q", .fine = {fine ? 'f' : '\0'}};
     uint8_t uuid[16] = {1, 2, 3};
     const char *names[8];
     char name[8][BW_NAME_BYTES];
@@ -45,18 +46,24 @@ static inline bw_index *test_make_index(bw_random *random, const char *folder, i
     for (uint32_t s = 0; s < segments; s++) {
         int64_t *ids = test_alloc(rows[s] * sizeof *ids);
         uint8_t *codes = test_alloc(rows[s] * BW_DIMS);
+        uint8_t *second = fine ? test_alloc(rows[s] * BW_FINE_DIMS) : NULL;
         test_fill_codes(random, kind, codes, rows[s]);
         for (uint64_t i = 0; i < rows[s]; i++) { /* an odd factor permutes the low bits: no two the same */
             ids[i] = (int64_t)((i * segments + s) * 0x9E3779B1u & 0xFFFFFFFFu);
         }
         snprintf(name[s], sizeof name[s], "%u.segment", s);
         names[s] = name[s];
-        bw_segment_spec spec = {.rows = rows[s], .ids = ids, .codes = codes, .generation = generation};
+        if (fine) {
+            test_make_fine(rows[s], ids, second);
+        }
+        bw_segment_spec spec = {.rows = rows[s], .ids = ids, .codes = codes, .fine = second};
+        spec.generation = generation;
         memcpy(spec.uuid, uuid, sizeof uuid);
         spec.fingerprints = fingerprints;
         CHECK_STATUS(bw_segment_write(folder, names[s], &spec, NULL, NULL, &error), BW_OK);
         free(ids);
         free(codes);
+        free(second);
     }
     bw_index *index = NULL;
     CHECK_STATUS(bw_manifest_write(folder, uuid, generation, names, segments, &fingerprints, &error), BW_OK);
@@ -65,6 +72,11 @@ static inline bw_index *test_make_index(bw_random *random, const char *folder, i
         exit(test_finish());
     }
     return index;
+}
+
+static inline bw_index *test_make_index(bw_random *random, const char *folder, int kind, const uint64_t *rows,
+                                        uint32_t segments) {
+    return test_make_index_with(random, folder, kind, rows, segments, false);
 }
 
 /* Sets the kernels to number i of those this computer can run. */

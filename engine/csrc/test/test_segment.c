@@ -5,32 +5,43 @@
 static const char *const folder = "segment.tmp";
 static bw_error error;
 
-#define SECTIONS 10
+#define SECTIONS 10 /* of a segment with fine codes and without a sample */
 
 typedef struct rows {
     uint64_t n;
     int64_t *ids;
     uint8_t *codes;
+    uint8_t *fine; /* NULL: none */
 } rows;
 
 static rows make_rows(uint64_t seed, uint64_t n, int64_t first_id, int64_t step) {
-    rows made = {n, test_alloc(n * sizeof(int64_t)), test_alloc(n * BW_DIMS)};
+    rows made = {n, test_alloc(n * sizeof(int64_t)), test_alloc(n * BW_DIMS), NULL};
     test_make_rows(seed, n, first_id, step, made.ids, made.codes);
     return made;
+}
+
+static void add_fine(rows *to) {
+    to->fine = test_alloc(to->n * BW_FINE_DIMS);
+    test_make_fine(to->n, to->ids, to->fine);
 }
 
 static void free_rows(rows *gone) {
     free(gone->ids);
     free(gone->codes);
+    free(gone->fine);
 }
 
 static bw_segment_spec make_spec(const rows *from) {
     bw_segment_spec spec = {.rows = from->n,
                             .ids = from->ids,
                             .codes = from->codes,
+                            .fine = from->fine,
                             .generation = 7,
-                            .fingerprints = {"an encoder", "a head", "5f0c3d2a9b1e4877"}};
+                            .fingerprints = {"an encoder", "a head", "5f0c3d2a9b1e4877", ""}};
     memcpy(spec.uuid, "0123456789abcdef", 16);
+    if (from->fine != NULL) {
+        strcpy(spec.fingerprints.fine, "9e8d7c6b5a493827");
+    }
     return spec;
 }
 
@@ -46,15 +57,15 @@ static uint64_t u64(const uint8_t *at) {
 
 static void put(uint8_t *at, size_t bytes, uint64_t value) {
     for (size_t i = 0; i < bytes; i++) {
-        at[i] = (uint8_t)(value >> (8 * i));
+        at[i] = i < 8 ? (uint8_t)(value >> (8 * i)) : 0;
     }
 }
 
 /* Makes the checksums right again: those of the sections that lie in the file, and the header's. */
 static void fix(uint8_t *file, size_t bytes) {
-    uint32_t sections = u32(file + 184);
+    uint32_t sections = u32(file + 216);
     for (uint32_t i = 0; i < sections && i < 32; i++) {
-        uint8_t *entry = file + 192 + 32 * (size_t)i;
+        uint8_t *entry = file + 224 + 32 * (size_t)i;
         uint64_t offset = u64(entry + 8), size = u64(entry + 16);
         if (offset <= bytes && size <= bytes - offset) {
             put(entry + 4, 4, bw_crc32c(0, file + offset, size));
@@ -63,20 +74,24 @@ static void fix(uint8_t *file, size_t bytes) {
     put(file + 4092, 4, bw_crc32c(0, file, 4092));
 }
 
-/* Where a section begins, by its kind; its checksum and size are right. */
-static uint64_t place(const uint8_t *file, uint32_t kind) {
-    for (uint32_t i = 0; i < u32(file + 184); i++) {
-        if (u32(file + 192 + 32 * (size_t)i) == kind) {
-            return u64(file + 192 + 32 * (size_t)i + 8);
+/* A section's entry in the table, by its kind. */
+static const uint8_t *entry_of(const uint8_t *file, uint32_t kind) {
+    for (uint32_t i = 0; i < u32(file + 216); i++) {
+        if (u32(file + 224 + 32 * (size_t)i) == kind) {
+            return file + 224 + 32 * (size_t)i;
         }
     }
     CHECK(!"section found");
     exit(1);
 }
 
+/* Where a section begins, by its kind; its checksum and size are right. */
+static uint64_t place(const uint8_t *file, uint32_t kind) {
+    return u64(entry_of(file, kind) + 8);
+}
+
 static const uint8_t *section(const uint8_t *file, uint32_t kind, uint64_t expected_bytes) {
-    const uint8_t *entry = file + 192 + 32 * (size_t)(kind - 1), *data = file + place(file, kind);
-    CHECK_EQUAL(u32(entry), kind);
+    const uint8_t *entry = entry_of(file, kind), *data = file + place(file, kind);
     CHECK_EQUAL(u64(entry + 16), expected_bytes);
     CHECK_EQUAL(u64(entry + 8) % 4096, 0);
     CHECK_EQUAL(u32(entry + 4), bw_crc32c(0, data, expected_bytes));
@@ -106,9 +121,10 @@ static uint8_t value_at(const uint8_t *codes, uint64_t row, uint64_t dim) {
 static void check_rows(const rows *from, const uint8_t *file, const uint8_t *codes) {
     uint64_t n = from->n, blocks = (n + 255) / 256;
     const uint8_t *ids = section(file, 1, 8 * n), *id_rows = section(file, 2, 4 * n);
+    const uint8_t *fine = from->fine == NULL ? NULL : section(file, 11, 128 * n);
     const int64_t **sorted = sort_rows(from);
-    CHECK_EQUAL(u64(file + 168), *sorted[0]);
-    CHECK_EQUAL(u64(file + 176), *sorted[n - 1]);
+    CHECK_EQUAL(u64(file + 200), *sorted[0]);
+    CHECK_EQUAL(u64(file + 208), *sorted[n - 1]);
     uint8_t *seen = test_alloc(n);
     bool rows_right = true, ids_right = true, padding_right = true;
     for (uint64_t rank = 0; rank < n; rank++) {
@@ -118,6 +134,10 @@ static void check_rows(const rows *from, const uint8_t *file, const uint8_t *cod
         const uint8_t *code = from->codes + (sorted[rank] - from->ids) * BW_DIMS;
         for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
             rows_right &= value_at(codes, row, dim) == code[dim];
+        }
+        if (fine != NULL) {
+            rows_right &=
+                memcmp(fine + 128 * (uint64_t)row, from->fine + (sorted[rank] - from->ids) * 128, 128) == 0;
         }
     }
     for (uint64_t row = n; row < 256 * blocks; row++) {
@@ -211,13 +231,12 @@ static void check_centroids_and_sample(const rows *from, const uint8_t *file, co
     }
     CHECK(right);
 
-    uint64_t sampled = n < 4096 ? n : 4096;
-    const uint8_t *sample = section(file, 9, 8192 * ((sampled + 255) / 256));
+    const uint8_t *sample = n > 32768 ? section(file, 9, 1048576) : NULL;
     bool sample_right = true;
-    for (uint64_t i = 0; i < (sampled + 255) / 256 * 256; i++) {
+    for (uint64_t i = 0; n > 32768 && i < 32768; i++) {
         for (uint64_t dim = 0; dim < BW_DIMS; dim++) {
-            uint8_t expected = i < sampled ? value_at(codes, (2 * i + 1) * n / (2 * sampled), dim) : 0;
-            sample_right &= sample[8192 * (i / 256) + 256 * dim + i % 256] == expected;
+            uint8_t expected = value_at(codes, (2 * i + 1) * n / 65536, dim);
+            sample_right &= sample[8192 * (i % 128) + 256 * dim + i / 128] == expected;
         }
     }
     CHECK(sample_right);
@@ -240,7 +259,7 @@ static void check_file(const rows *from) {
     size_t bytes;
     uint8_t *file = test_read_file(folder, "s", &bytes);
     CHECK(memcmp(file, "BXWSEGM1", 8) == 0);
-    const uint32_t words[] = {2, 0x01020304, 4096, 32, 256, 4096};
+    const uint32_t words[] = {3, 0x01020304, 4096, 32, 256, 4096};
     for (size_t i = 0; i < 6; i++) {
         CHECK_EQUAL(u32(file + 8 + 4 * i), words[i]);
     }
@@ -250,16 +269,19 @@ static void check_file(const rows *from) {
     CHECK(memcmp(file + 56, "0123456789abcdef", 16) == 0);
     CHECK(memcmp(file + 72, "an encoder\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0", 32) == 0);
     CHECK(strcmp((char *)file + 104, "a head") == 0 && strcmp((char *)file + 136, "5f0c3d2a9b1e4877") == 0);
-    CHECK_EQUAL(u32(file + 184), SECTIONS);
-    CHECK_EQUAL(u32(file + 188), 0);
+    CHECK(strcmp((char *)file + 168, from->fine == NULL ? "" : "9e8d7c6b5a493827") == 0);
+    const uint32_t sections = 9 + (from->n > 32768) + (from->fine != NULL);
+    CHECK_EQUAL(u32(file + 216), sections);
+    CHECK_EQUAL(u32(file + 220), 0);
     CHECK_EQUAL(u32(file + 4092), bw_crc32c(0, file, 4092));
-    for (size_t i = 192 + SECTIONS * 32; i < 4092; i++) {
+    for (size_t i = 224 + sections * 32; i < 4092; i++) {
         CHECK(file[i] == 0);
     }
-    for (uint32_t kind = 2; kind <= SECTIONS; kind++) {
-        CHECK(place(file, kind) > place(file, kind - 1));
+    for (uint32_t i = 1; i < sections; i++) {
+        const uint8_t *entry = file + 224 + 32 * (size_t)i;
+        CHECK(u32(entry) > u32(entry - 32) && u64(entry + 8) > u64(entry - 32 + 8));
     }
-    CHECK_EQUAL(place(file, 10) + 192, bytes);
+    CHECK_EQUAL(from->fine == NULL ? place(file, 10) + 192 : place(file, 11) + 128 * from->n, bytes);
     const uint8_t *codes = section(file, 3, 8192 * ((from->n + 255) / 256));
     check_rows(from, file, codes);
     check_zones(from, file, codes);
@@ -275,7 +297,7 @@ static void check_open(const rows *from) {
     CHECK_STATUS(bw_segment_validate(segment, &error), BW_OK);
     CHECK_EQUAL(segment->rows, from->n);
     CHECK(strcmp(segment->info.name, "s") == 0 && segment->info.blocks == segment->blocks);
-    CHECK(segment->info.generation == 7 && segment->info.format == 2);
+    CHECK(segment->info.generation == 7 && segment->info.format == 3);
     const uint8_t *data = segment->map.data;
     CHECK(segment->tiles == (from->n + 4095) / 4096 && segment->tile_stride % 64 == 0);
     CHECK((const uint8_t *)segment->planes == data + place(data, 5));
@@ -283,8 +305,9 @@ static void check_open(const rows *from) {
     CHECK(segment->tile_centroids == data + place(data, 7));
     CHECK(segment->granule_centroids == segment->tile_centroids + 32 * (size_t)segment->tile_stride);
     CHECK((const uint8_t *)segment->histograms == data + place(data, 8));
-    CHECK(segment->sample == data + place(data, 9));
-    CHECK(segment->sample_rows == (from->n < 4096 ? from->n : 4096));
+    CHECK(segment->sample == data + place(data, from->n > 32768 ? 9 : 3));
+    CHECK(segment->sample_rows == (from->n < 32768 ? from->n : 32768));
+    CHECK(segment->fine == (from->fine == NULL ? NULL : data + place(data, 11)));
     CHECK((const uint8_t *)segment->recall == data + place(data, 10));
     uint64_t total = 0;
     for (uint32_t block = 0; block < segment->blocks; block++) {
@@ -313,6 +336,9 @@ static void check_deterministic(const rows *from, uint32_t threads) {
         other.ids[i] = from->ids[places[i]];
         memcpy(other.codes + i * BW_DIMS, from->codes + places[i] * BW_DIMS, BW_DIMS);
     }
+    if (from->fine != NULL) {
+        add_fine(&other);
+    }
     bw_segment_spec spec = make_spec(&other);
     spec.threads = threads;
     memset(spec.fingerprints.head + 8, 'x', 8); /* past the end of the text: not written */
@@ -340,10 +366,13 @@ static void check_all(const rows *from, uint32_t most_threads) {
 
 /* Around the edges of granules, blocks, tiles, and (the last) of a batch of 64 tiles. */
 static void test_sizes(void) {
-    const uint64_t sizes[] = {1,   2,   63,   64,   65,   127,  255,   256,   257,   511,
-                              513, 767, 4095, 4096, 4097, 8191, 16384, 16385, 70000, 266300};
+    const uint64_t sizes[] = {1,   2,    63,   64,   65,   127,   255,   256,   257,   511,   513,
+                              767, 4095, 4096, 4097, 8191, 16384, 32768, 32769, 70000, 266300};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         rows from = make_rows(i, sizes[i], i % 2 ? 0 : INT64_MAX - 7 * 266300, i % 2 ? 3 : 7);
+        if (i % 3 != 1) {
+            add_fine(&from);
+        }
         check_all(&from, sizes[i] == 70000 ? 4 : 2);
         free_rows(&from);
     }
@@ -386,31 +415,40 @@ static void test_shapes(void) {
 /* The file that these rows have always given, on every machine. When the order of rows or the calibration of
  * recall changes on purpose, put the number here that the failed check prints; when the format does, raise
  * BW_FORMAT. */
-#define GOLDEN_CHECKSUM UINT32_C(3948159441)
+#define GOLDEN_CHECKSUM UINT32_C(3539208566)
+#define GOLDEN_FINE_CHECKSUM UINT32_C(3013471412)
 
 static void test_golden(void) {
     const char *isas[] = {"generic", "avx2", "avx512", "neon"};
     const uint64_t places[SECTIONS] = {4096,   45056,  65536,  229376, 233472,
-                                       294912, 299008, 307200, 339968, 471040};
+                                       294912, 299008, 307200, 339968, 344064};
     rows from = make_rows(2026, 5000, 1000, 3);
-    bw_segment_spec spec = make_spec(&from);
-    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
-        if (bw_isa_select(isas[i], &error) != BW_OK) {
+    for (size_t i = 0; i < 2 * (sizeof isas / sizeof *isas); i++) {
+        if (bw_isa_select(isas[i / 2], &error) != BW_OK) {
             continue;
+        }
+        bool fine = i % 2 == 1;
+        if (fine && from.fine == NULL) {
+            add_fine(&from);
+        }
+        bw_segment_spec spec = make_spec(&from);
+        if (!fine) {
+            spec.fine = NULL;
+            spec.fingerprints.fine[0] = '\0';
         }
         CHECK_STATUS(bw_segment_write(folder, "s", &spec, NULL, NULL, &error), BW_OK);
         size_t bytes;
         uint8_t *file = test_read_file(folder, "s", &bytes);
-        CHECK_EQUAL(bytes, 471232);
-        for (uint32_t kind = 1; kind <= SECTIONS; kind++) {
-            CHECK_EQUAL(place(file, kind), places[kind - 1]);
+        CHECK_EQUAL(bytes, fine ? 984064 : 340160);
+        for (uint32_t number = 0; number < (fine ? SECTIONS : SECTIONS - 1); number++) {
+            CHECK_EQUAL(place(file, number < 8 ? number + 1 : number + 2), places[number]);
         }
-        CHECK_EQUAL(u64(file + 168), 1000);
-        CHECK_EQUAL(u64(file + 176), 15997);
+        CHECK_EQUAL(u64(file + 200), 1000);
+        CHECK_EQUAL(u64(file + 208), 15997);
         CHECK_EQUAL(u64(file + 294912), UINT64_C(0xC6AF9D785A482300));          /* bins of dimension 0 */
         CHECK_EQUAL(u64(file + 294912 + 8 * 31), UINT64_C(0xE4D1C4B697773D00)); /* and 31 */
         CHECK_EQUAL(u32(file + 307200 + 4 * (256 * 3 + 100)), 25); /* rows with value 100 in dimension 3 */
-        CHECK_EQUAL(bw_crc32c(0, file, bytes), GOLDEN_CHECKSUM);
+        CHECK_EQUAL(bw_crc32c(0, file, bytes), fine ? GOLDEN_FINE_CHECKSUM : GOLDEN_CHECKSUM);
         free(file);
     }
     CHECK_STATUS(bw_isa_select(NULL, &error), BW_OK);
@@ -443,7 +481,7 @@ static void test_flips(const uint8_t *file, size_t bytes) {
     CHECK_EQUAL(open_bytes(file, bytes), BW_OK);
     int changing = open("segment.tmp/x", O_WRONLY);
     unsigned long refused = 0, tried = 0;
-    const size_t fields = 192 + 32 * SECTIONS;
+    const size_t fields = 224 + 32 * SECTIONS;
     for (size_t at = 0; at < bytes; at += at < fields ? 1 : 5) {
         for (unsigned bit = at < fields ? 0 : (unsigned)at % 8; bit < 8; bit += at < fields ? 1 : 8) {
             uint8_t flipped = file[at] ^ (uint8_t)(1u << bit);
@@ -484,8 +522,9 @@ static void test_truncation(const uint8_t *file, size_t bytes) {
             check_cut(longer, length);
         }
     }
-    for (uint32_t kind = 1; kind <= SECTIONS; kind++) {
-        uint64_t begin = place(file, kind), end = begin + u64(file + 192 + 32 * (size_t)(kind - 1) + 16);
+    for (size_t i = 0; i < SECTIONS; i++) {
+        const uint8_t *entry = file + 224 + 32 * i;
+        uint64_t begin = u64(entry + 8), end = begin + u64(entry + 16);
         for (uint64_t off = 0; off < 3; off++) {
             check_cut(longer, begin + off - 1);
             if (end + off - 1 != bytes) {
@@ -504,8 +543,9 @@ static void test_fields(const uint8_t *file, size_t bytes) {
         const char *message;
     } changes[] = {
         {0, 1, 'Y', BW_CORRUPT, "not a segment"},
-        {8, 4, 1, BW_VERSION, "format 1, but this Boxwood reads format 2"},
-        {8, 4, 3, BW_VERSION, "format 3"},
+        {8, 4, 1, BW_VERSION, "format 1, but this Boxwood reads format 3"},
+        {8, 4, 2, BW_VERSION, "format 2"},
+        {8, 4, 4, BW_VERSION, "format 4"},
         {8, 4, 0, BW_VERSION, "format 0"},
         {12, 4, 0x04030201, BW_VERSION, "byte order"},
         {12, 4, 0x01020305, BW_CORRUPT, "byte order mark"},
@@ -520,36 +560,41 @@ static void test_fields(const uint8_t *file, size_t bytes) {
         {40, 8, bytes + 1, BW_CORRUPT, "cut or added to"},
         {72 + 31, 1, 'x', BW_CORRUPT, "fingerprint"},
         {104 + 20, 1, 'x', BW_CORRUPT, "fingerprint"},
-        {168, 8, UINT64_MAX, BW_CORRUPT, "smallest and largest"},
-        {168, 8, 1 << 20, BW_CORRUPT, "smallest and largest"},
-        {168, 8, 1, BW_CORRUPT, "not the header's"},
-        {176, 8, 1 << 20, BW_CORRUPT, "not the header's"},
-        {184, 4, SECTIONS - 1, BW_CORRUPT, "must be zero"},
-        {184, 4, SECTIONS + 1, BW_CORRUPT, "kind 0"},
-        {184, 4, 33, BW_CORRUPT, "too many"},
-        {184, 4, UINT32_MAX, BW_CORRUPT, "too many"},
-        {188, 4, 1, BW_CORRUPT, "must be zero"},
-        {192, 4, 0, BW_CORRUPT, "kind 0"},
-        {192, 4, SECTIONS + 1, BW_CORRUPT, "kind 11"},
-        {192, 4, UINT32_MAX, BW_CORRUPT, "kind 4294967295"},
-        {192, 4, 3, BW_CORRUPT, "section codes: its size"},
-        {192 + 32, 4, 1, BW_CORRUPT, "listed twice"},
-        {192 + 8, 8, 0, BW_CORRUPT, "overlaps"},
-        {192 + 8, 8, 4097, BW_CORRUPT, "overlaps"},
-        {192 + 8, 8, UINT64_MAX - 4095, BW_CORRUPT, "outside"},
-        {192 + 32 + 8, 8, 4096, BW_CORRUPT, "overlaps"},
-        {192 + 96 + 8, 8, UINT64_C(1) << 40, BW_CORRUPT, "outside"},
-        {192 + 16, 8, 2392, BW_CORRUPT, "section ids: its size"},
-        {192 + 16, 8, UINT64_MAX, BW_CORRUPT, "section ids: its size"},
-        {192 + 24, 8, 1, BW_CORRUPT, "section ids: its size"},
-        {192 + 32 * 4 + 16, 8, 3072, BW_CORRUPT, "section planes: its size"},
-        {192 + 32 * 5 + 16, 8, 512, BW_CORRUPT, "section bins: its size"},
-        {192 + 32 * 6 + 16, 8, 8192, BW_CORRUPT, "section centroids: its size"},
-        {192 + 32 * 7 + 16, 8, 0, BW_CORRUPT, "section histograms: its size"},
-        {192 + 32 * 8 + 16, 8, 8192, BW_CORRUPT, "section sample: its size"},
-        {192 + 32 * 9 + 16, 8, 196, BW_CORRUPT, "section recall: its size"},
-        {192 + SECTIONS * 32, 1, 1, BW_CORRUPT, "must be zero"},
-        {192 + 32 * 32, 1, 1, BW_CORRUPT, "must be zero"},
+        {168 + 31, 1, 'x', BW_CORRUPT, "fingerprint"},
+        {168, 16, 0, BW_CORRUPT, "section fine: a segment of these rows and fingerprints has none"},
+        {200, 8, UINT64_MAX, BW_CORRUPT, "smallest and largest"},
+        {200, 8, 1 << 20, BW_CORRUPT, "smallest and largest"},
+        {200, 8, 1, BW_CORRUPT, "not the header's"},
+        {208, 8, 1 << 20, BW_CORRUPT, "not the header's"},
+        {216, 4, SECTIONS - 1, BW_CORRUPT, "must be zero"},
+        {216, 4, SECTIONS + 1, BW_CORRUPT, "kind 0"},
+        {216, 4, 33, BW_CORRUPT, "too many"},
+        {216, 4, UINT32_MAX, BW_CORRUPT, "too many"},
+        {220, 4, 1, BW_CORRUPT, "must be zero"},
+        {224, 4, 0, BW_CORRUPT, "kind 0"},
+        {224, 4, 12, BW_CORRUPT, "kind 12"},
+        {224, 4, 9, BW_CORRUPT, "section sample: a segment of these rows and fingerprints has none"},
+        {224, 4, UINT32_MAX, BW_CORRUPT, "kind 4294967295"},
+        {224, 4, 3, BW_CORRUPT, "section codes: its size"},
+        {224 + 32, 4, 1, BW_CORRUPT, "listed twice"},
+        {224 + 8, 8, 0, BW_CORRUPT, "overlaps"},
+        {224 + 8, 8, 4097, BW_CORRUPT, "overlaps"},
+        {224 + 8, 8, UINT64_MAX - 4095, BW_CORRUPT, "outside"},
+        {224 + 32 + 8, 8, 4096, BW_CORRUPT, "overlaps"},
+        {224 + 96 + 8, 8, UINT64_C(1) << 40, BW_CORRUPT, "outside"},
+        {224 + 16, 8, 2392, BW_CORRUPT, "section ids: its size"},
+        {224 + 16, 8, UINT64_MAX, BW_CORRUPT, "section ids: its size"},
+        {224 + 24, 8, 1, BW_CORRUPT, "section ids: its size"},
+        {224 + 32 * 4 + 16, 8, 3072, BW_CORRUPT, "section planes: its size"},
+        {224 + 32 * 5 + 16, 8, 512, BW_CORRUPT, "section bins: its size"},
+        {224 + 32 * 6 + 16, 8, 8192, BW_CORRUPT, "section centroids: its size"},
+        {224 + 32 * 7 + 16, 8, 0, BW_CORRUPT, "section histograms: its size"},
+        {224 + 32 * 8 + 16, 8, 196, BW_CORRUPT, "section recall: its size"},
+        {224 + 32 * 9 + 16, 8, 300 * 128 - 1, BW_CORRUPT, "section fine: its size"},
+        {224 + 32 * 9 + 16, 8, UINT64_MAX, BW_CORRUPT, "section fine: its size"},
+        {224 + 32 * 9 + 8, 8, UINT64_C(1) << 40, BW_CORRUPT, "outside"},
+        {224 + SECTIONS * 32, 1, 1, BW_CORRUPT, "must be zero"},
+        {224 + 32 * 32, 1, 1, BW_CORRUPT, "must be zero"},
         {4091, 1, 1, BW_CORRUPT, "must be zero"},
         {4096 + 2400, 1, 1, BW_CORRUPT, "gap before section id rows"},
         {place(file, 6) + 256, 1, 1, BW_CORRUPT, "gap before section centroids"},
@@ -578,10 +623,10 @@ static void test_fields(const uint8_t *file, size_t bytes) {
 static void test_sections(const uint8_t *file, size_t bytes) {
     uint8_t *copy = test_alloc(bytes + 8192);
     const char *names[SECTIONS] = {"ids",  "id rows",   "codes",      "zones",  "planes",
-                                   "bins", "centroids", "histograms", "sample", "recall"};
+                                   "bins", "centroids", "histograms", "recall", "fine"};
     char expected[64];
     for (size_t i = 0; i < SECTIONS; i++) {
-        uint64_t offset = u64(file + 192 + 32 * i + 8), end = offset + u64(file + 192 + 32 * i + 16);
+        uint64_t offset = u64(file + 224 + 32 * i + 8), end = offset + u64(file + 224 + 32 * i + 16);
         memcpy(copy, file, bytes);
         copy[offset + 5] ^= 4;
         CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
@@ -591,10 +636,10 @@ static void test_sections(const uint8_t *file, size_t bytes) {
         /* Left out, with zeros in its place; the last with the file cut. */
         memcpy(copy, file, bytes);
         memset(copy + offset, 0, end - offset);
-        memmove(copy + 192 + 32 * i, copy + 192 + 32 * (i + 1), 32 * (SECTIONS - i));
-        put(copy + 184, 4, SECTIONS - 1);
+        memmove(copy + 224 + 32 * i, copy + 224 + 32 * (i + 1), 32 * (SECTIONS - i));
+        put(copy + 216, 4, SECTIONS - 1);
         uint64_t before =
-            i > 0 ? u64(file + 192 + 32 * (i - 1) + 8) + u64(file + 192 + 32 * (i - 1) + 16) : 0;
+            i > 0 ? u64(file + 224 + 32 * (i - 1) + 8) + u64(file + 224 + 32 * (i - 1) + 16) : 0;
         size_t cut = i == SECTIONS - 1 ? before : bytes;
         put(copy + 40, 8, cut);
         fix(copy, cut);
@@ -604,32 +649,32 @@ static void test_sections(const uint8_t *file, size_t bytes) {
     }
     /* Entries in another order than their offsets. */
     memcpy(copy, file, bytes);
-    memcpy(copy + 192, file + 192 + 32, 32);
-    memcpy(copy + 192 + 32, file + 192, 32);
+    memcpy(copy + 224, file + 224 + 32, 32);
+    memcpy(copy + 224 + 32, file + 224, 32);
     fix(copy, bytes);
     CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("the gap before section id rows"); /* the ids would lie there */
     /* Contents that have changed places under right checksums: sizes tell, or where they are equal, the rows.
      */
     memcpy(copy, file, bytes);
-    put(copy + 192, 4, 2);
-    put(copy + 192 + 32, 4, 1);
+    put(copy + 224, 4, 2);
+    put(copy + 224 + 32, 4, 1);
     fix(copy, bytes);
     CHECK_STATUS(open_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("its size");
     memcpy(copy, file, bytes);
-    CHECK_EQUAL(u64(file + 192 + 32 * 3 + 16), u64(file + 192 + 32 * 6 + 16));
-    put(copy + 192 + 32 * 3, 4, 7); /* zones and centroids */
-    put(copy + 192 + 32 * 6, 4, 4);
+    CHECK_EQUAL(u64(file + 224 + 32 * 3 + 16), u64(file + 224 + 32 * 6 + 16));
+    put(copy + 224 + 32 * 3, 4, 7); /* zones and centroids */
+    put(copy + 224 + 32 * 6, 4, 4);
     fix(copy, bytes);
     CHECK_STATUS(validate_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("section zones: block 0");
     /* A larger gap of zeros is allowed; bytes after the last section are not. */
     memcpy(copy, file, bytes);
-    uint64_t last = place(file, 10);
+    uint64_t last = place(file, 11);
     memset(copy + last, 0, 4096);
     memcpy(copy + last + 4096, file + last, bytes - last);
-    put(copy + 192 + 32 * 9 + 8, 8, last + 4096);
+    put(copy + 224 + 32 * 9 + 8, 8, last + 4096);
     put(copy + 40, 8, bytes + 4096);
     fix(copy, bytes + 4096);
     CHECK_STATUS(open_bytes(copy, bytes + 4096), BW_OK);
@@ -688,9 +733,9 @@ static void test_contents(const uint8_t *file, size_t bytes) {
     CHECK_STATUS(validate_bytes(copy, bytes), BW_CORRUPT);
     CHECK_MESSAGE("section codes: values past the last row");
 
-    /* What was made from the codes. 300 rows: 2 blocks, 5 granules, 1 tile, all of them in the sample. */
+    /* What was made from the codes. 300 rows: 2 blocks, 5 granules, 1 tile. */
     const uint64_t planes = place(file, 5), bins = place(file, 6), centroids = place(file, 7),
-                   histograms = place(file, 8), sample = place(file, 9);
+                   histograms = place(file, 8);
     const struct {
         uint64_t offset;
         const char *message;
@@ -711,9 +756,6 @@ static void test_contents(const uint8_t *file, size_t bytes) {
         {centroids + 2048 + 64 * 31, "section centroids: the mean of granule 0 of tile 0 in dimension 31"},
         {histograms + 4 * (256 * 4 + 100), "value 100 in dimension 4"},
         {histograms + 32764, "value 255 in dimension 31"},
-        {sample, "section sample: sample row 0 is not row 0"},
-        {sample + 8192 + 256 * 31 + 43, "section sample: sample row 299 is not row 299"},
-        {sample + 8192 + 44, "section sample: values past the last row"},
     };
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         memcpy(copy, file, bytes);
@@ -738,8 +780,55 @@ static void test_contents(const uint8_t *file, size_t bytes) {
     free(copy);
 }
 
+/* The sample, which only segments of more rows have. */
+static void test_sample(void) {
+    rows from = make_rows(10, 40000, 0, 1);
+    bw_segment_spec spec = make_spec(&from);
+    CHECK_STATUS(bw_segment_write(folder, "s", &spec, NULL, NULL, &error), BW_OK);
+    size_t bytes;
+    uint8_t *file = test_read_file(folder, "s", &bytes);
+    const uint64_t sample = place(file, 9);
+    const struct {
+        uint64_t offset;
+        const char *message;
+    } changes[] = {
+        {sample, "section sample: sample row 0 is not row 0"},
+        {sample + 127 * 8192 + 256 * 31 + 255, "section sample: sample row 32767 is not row 39999"},
+        {sample + 3 * 8192 + 256 * 7 + 9, "section sample: sample row 777 is not row 1410"}};
+    for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
+        file[changes[i].offset] ^= 1;
+        fix(file, bytes);
+        CHECK_STATUS(validate_bytes(file, bytes), BW_CORRUPT);
+        CHECK_MESSAGE(changes[i].message);
+        file[changes[i].offset] ^= 1;
+    }
+    fix(file, bytes);
+    CHECK_STATUS(validate_bytes(file, bytes), BW_OK);
+    file[sample + 77] ^= 1;
+    CHECK_STATUS(open_bytes(file, bytes), BW_CORRUPT);
+    CHECK_MESSAGE("section sample: checksum");
+    /* Left out, and a fingerprint of fine codes that are not there. */
+    file[sample + 77] ^= 1;
+    uint8_t *entry = file + (entry_of(file, 9) - file);
+    memset(file + sample, 0, 1048576);
+    memmove(entry, entry + 32, 32 * 2);
+    put(file + 216, 4, 9);
+    fix(file, bytes);
+    CHECK_STATUS(open_bytes(file, bytes), BW_CORRUPT);
+    CHECK_MESSAGE("section sample: missing");
+    free(file);
+    file = test_read_file(folder, "s", &bytes);
+    memcpy(file + 168, "fine", 4);
+    fix(file, bytes);
+    CHECK_STATUS(open_bytes(file, bytes), BW_CORRUPT);
+    CHECK_MESSAGE("section fine: missing");
+    free(file);
+    free_rows(&from);
+}
+
 static void test_damage(void) {
     rows from = make_rows(9, 300, 0, 11);
+    add_fine(&from);
     bw_segment_spec spec = make_spec(&from);
     CHECK_STATUS(bw_segment_write(folder, "s", &spec, NULL, NULL, &error), BW_OK);
     size_t bytes;
@@ -799,6 +888,16 @@ static void test_refusals(void) {
     bad = spec;
     bad.codes = NULL;
     CHECK_STATUS(bw_segment_write(folder, "s", &bad, NULL, NULL, &error), BW_INVALID);
+    bad = spec;
+    bad.fine = from.codes;
+    CHECK_STATUS(bw_segment_write(folder, "s", &bad, NULL, NULL, &error), BW_INVALID);
+    CHECK_MESSAGE("fine codes and their fingerprint are given together or not at all");
+    bad = spec;
+    strcpy(bad.fingerprints.fine, "f");
+    CHECK_STATUS(bw_segment_write(folder, "s", &bad, NULL, NULL, &error), BW_INVALID);
+    CHECK_MESSAGE("together or not at all");
+    memset(bad.fingerprints.fine, 'f', 32);
+    CHECK_STATUS(bw_segment_write(folder, "s", &bad, NULL, NULL, &error), BW_INVALID);
     CHECK_STATUS(bw_segment_write(folder, "s", NULL, NULL, NULL, &error), BW_INVALID);
     CHECK_STATUS(bw_segment_write(NULL, "s", &spec, NULL, NULL, &error), BW_INVALID);
     CHECK_STATUS(bw_segment_write(folder, "a/b", &spec, NULL, NULL, &error), BW_INVALID);
@@ -842,6 +941,7 @@ int main(void) {
     test_golden();
     test_sizes();
     test_shapes();
+    test_sample();
     test_damage();
     test_refusals();
     test_remove_folder(folder);

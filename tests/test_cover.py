@@ -1,0 +1,94 @@
+"""The learner `cover`: the C core against its twin in NumPy, and what a sensible model finds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cover_twin
+import learner_twin
+import numpy as np
+import pytest
+
+from boxwood import errors, native
+
+DIMS = 32
+
+
+def prior_of(rows: Any) -> Any:
+    return learner_twin.find_prior(np.zeros((0, DIMS), np.int64), rows)
+
+
+def clusters(rng: np.random.Generator, n: int, kinds: int, dims: int = DIMS) -> np.ndarray:
+    """Codes around `kinds` centres, of different widths."""
+    centres = rng.uniform(60, 195, (kinds, dims))
+    widths = rng.uniform(4, 25, (kinds, 1))
+    which = rng.integers(0, kinds, n)
+    return np.clip(rng.normal(centres[which], widths[which]), 0, 255).astype(np.uint8)
+
+
+def case(number: int) -> tuple[list[np.ndarray], dict[str, Any]]:
+    """Positives, negatives and background rows with options, of all sorts of sizes and shapes."""
+    rng = np.random.default_rng(number)
+    sizes = [int(rng.choice(some)) for some in ([0, 1, 2, 3, 7, 8, 9, 30], [0, 0, 1, 5, 40],
+                                                [0, 1, 7, 8, 50, 2500, 5000])]  # fmt: skip
+    if number % 8 == 0:
+        sizes[2] = 5000
+    if sizes[0] == 0 or rng.random() < 0.3:
+        options: dict[str, Any] = {"query": clusters(rng, 1, 1)[0]}
+    else:
+        options = {}
+    rows = clusters(rng, sum(sizes), int(rng.integers(1, 30)))
+    shape = rng.integers(0, 6)
+    if shape == 0:
+        rows //= 64  # few values, many equal rows
+    elif shape == 1:
+        rows[:] = rows[:1]
+    elif shape == 2:
+        rows[:, ::3] = 255
+    elif shape == 3 and sizes[0] > 7:
+        rows[: sizes[0]] = clusters(rng, sizes[0], 2)  # two kinds
+    parts = np.split(rows, np.cumsum(sizes)[:2])
+    if rng.random() < 0.3:
+        options["negative_weight"] = float(rng.choice([0.01, 0.5, 4.0, 100.0]))
+    options["guard"] = bool(rng.integers(0, 2))
+    options["boxes"] = int(rng.choice([0, 0, 1, 6, 64]))
+    return parts, options
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_twin(number: int) -> None:
+    parts, options = case(number)
+    model, stats = native.train_codes(*parts, learner="cover", quantizer="q", **options)
+    expected = cover_twin.train(*parts, prior_of, **options)
+    assert {name: json.loads(model.to_json())[name] for name in expected} == expected
+    assert stats.terms == len(expected["score"]["terms"])
+    assert stats.fallback == (expected["learner"] == "nearest")
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_twin_with_fine_codes(number: int) -> None:
+    parts, options = case(1000 + number)
+    rng = np.random.default_rng(number)
+    map_ = rng.normal(size=(DIMS, 128)) / 8
+    options["guard"] = False
+
+    def fine_of(codes: np.ndarray) -> np.ndarray:
+        noise = rng.normal(0, 4, (len(codes), 128))
+        return np.clip((codes - 128.0) @ map_ + 128 + noise, 0, 255).astype(np.uint8)
+
+    fine = tuple(fine_of(part) for part in parts)
+    if "query" in options:
+        options["query_fine"] = fine_of(options["query"][None])[0]
+    model, _ = native.train_codes(*parts, fine=fine, rerank=True, learner="cover", **options)
+    found = json.loads(model.to_json())
+    expected = cover_twin.train(*parts, prior_of, fine=fine, **options)  # type: ignore[arg-type]
+    del found["fine"]["quantizer"]
+    assert {name: found[name] for name in expected} == expected
+    assert "fine" in expected
+
+
+def test_needs_positives_or_a_query() -> None:
+    rows = clusters(np.random.default_rng(0), 100, 3)
+    with pytest.raises(errors.InputError, match="query"):
+        native.train_codes(rows[:0], rows[:5], rows[5:], learner="cover")

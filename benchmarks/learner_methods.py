@@ -7,19 +7,17 @@ product does; the others see the rows as floats.
 
 from __future__ import annotations
 
-import inspect
 import json
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from boxwood import native
-from boxwood.errors import InputError
 from boxwood.model import Model
 from learner_tasks import RANDOM_NEGATIVES, Floats, Ids, Mask, Task, World
 
@@ -96,6 +94,8 @@ class Outcome:
     estimates: dict[str, float] = field(default_factory=dict)
     fallback: bool | None = None
     """Whether the learner itself said that nearest neighbours are likely better."""
+    background: int = 0
+    """Random rows that it was trained with."""
 
 
 Method = Callable[[World, Task], Outcome | None]
@@ -105,14 +105,16 @@ def measured(outcome: Outcome, task: Task) -> dict[str, Any]:
     """The figures of an outcome on the task's scored rows."""
     scores, truth = outcome.scores[task.scored], task.truth
     told = outcome.returned is None
+    best = first(scores, int(truth.sum()))
     if outcome.returned is None:
-        returned, share = first(scores, int(truth.sum())), None
+        returned, share = best, None
     else:
         returned, share = outcome.returned[task.scored], float(outcome.returned.mean())
     q = quality(returned, truth)
     return {
         "ap": average_precision(scores, truth), "precision": q.precision, "recall": q.recall,
-        "f1": q.f1, "told": told, "truth": int(truth.sum()), "returned": share,
+        "f1": q.f1, "told": told, "told_f1": quality(best, truth).f1,
+        "truth": int(truth.sum()), "returned": share, "background": outcome.background,
         "touched": outcome.touched, "train_ms": outcome.train_ms, "search_ms": outcome.search_ms,
         "fallback": outcome.fallback,
         **{f"estimated_{name}": outcome.estimates.get(name) for name in ESTIMATES},
@@ -145,7 +147,8 @@ def to_point(world: World, point: Floats) -> Floats:
     out = rows @ (-2 * point)
     out += world.squares
     out += np.float32(point @ point)
-    return np.maximum(out, 0)
+    away: Floats = np.maximum(out, 0)
+    return away
 
 
 def left_out(rows: Floats) -> Floats:
@@ -224,24 +227,38 @@ def training_rows(task: Task) -> tuple[Ids, NDArray[np.bool_]]:
     return rows, np.arange(len(rows)) < len(task.positives)
 
 
-def linear(world: World, task: Task, kind: str, c: float | None = None) -> Outcome:
-    """Logistic regression or a linear SVM, classes weighted equally; returns what lies above 0."""
+def linear(
+    world: World, task: Task, kind: str, c: float | None = None, wide: bool = False
+) -> Outcome:
+    """Logistic regression or a linear SVM, classes weighted equally; returns what lies above 0.
+
+    Without a positive the vector of the concept's words is one. wide: as many random rows as
+    `cover` gets, in place of the draw's."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
+    if wide:
+        marked = np.concatenate([task.positives, task.negatives])
+        randoms = _index(world).draw(native.RANDOM_NEGATIVES["cover"], task.seed, marked)
+        task = replace(task, randoms=randoms)
     timer = Timer()
     rows, label = training_rows(task)
+    vectors = world.vectors[rows]
+    if not len(task.positives):  # the words are all that is right
+        vectors = np.concatenate([world.words[task.concept.name][2][None], vectors])
+        label = np.arange(len(vectors)) == 0
     if kind == "logistic":
         model = LogisticRegression(C=c or LOGISTIC_C, class_weight="balanced", max_iter=300)
     else:
         model = LinearSVC(C=c or SVM_C, class_weight="balanced", random_state=0, max_iter=2000)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it may stop before it has converged: so it would be used
-        model.fit(world.vectors[rows], label)
+        model.fit(vectors, label)
     train_ms = timer.lap()
     weights = model.coef_[0].astype(np.float32)
     scores = world.vectors @ weights + np.float32(model.intercept_[0])
-    return Outcome(scores, scores > 0, train_ms=train_ms, search_ms=timer.lap())
+    return Outcome(scores, scores > 0, train_ms=train_ms, search_ms=timer.lap(),
+                   background=len(task.randoms))  # fmt: skip
 
 
 def trees(world: World, task: Task, kind: str) -> Outcome:
@@ -292,25 +309,13 @@ def _touched(stats: native.Stats) -> float:
 
 @dataclass(frozen=True)
 class Learner:
-    """One of Boxwood's learners with options of `native.Index.train`."""
+    """One of Boxwood's learners with options of `native.Index.train`, and as many random rows as
+    it takes by itself: 500 for branch and ensemble, which are the draw's, 30,000 for cover."""
 
     learner: str
     options: dict[str, Any] = field(default_factory=dict)
     words: bool = False
     """Whether the words of the concept go in as a query."""
-
-    def absent(self) -> str:
-        """Why this build of Boxwood cannot run it; empty when it can."""
-        some = np.arange(128, dtype=np.uint8).reshape(4, 32)
-        try:
-            native.train_codes(some[:2], some[2:3], some[3:], learner=self.learner)
-        except InputError as error:
-            if str(error).startswith("learner must be"):
-                return f"this build of Boxwood has no learner {self.learner!r}"
-        known = inspect.signature(native.Index.train).parameters
-        asked = [*self.options, *(["query"] if self.words else [])]
-        missing = [name for name in asked if name not in known]
-        return f"training has no option {', '.join(missing)} in this build" if missing else ""
 
     def __call__(self, world: World, task: Task) -> Outcome | None:
         if not world.learners:
@@ -328,23 +333,18 @@ class Learner:
         index = _index(world)
         timer = Timer()
         model, stats = index.train(
-            task.positives, task.negatives, learner=self.learner, seed=task.seed,
-            random_negatives=RANDOM_NEGATIVES, **options,
-        )  # fmt: skip
+            task.positives, task.negatives, learner=self.learner, seed=task.seed, **options
+        )
         train_ms = timer.lap()
         found = index.search(model, threads=1)
         search_ms = timer.lap()
         returned = np.zeros(len(world.codes), bool)
         returned[found.ids] = True
-        estimates = {
-            name: float(value)
-            for name in ESTIMATES
-            if (value := getattr(stats, name, None)) is not None
-        }
-        fallback = getattr(stats, "fallback", None)
+        estimates = {name: float(getattr(stats, name)) for name in ESTIMATES}
+        fallback = stats.fallback if self.learner == "cover" else None
         return Outcome(
             ranking(model, world), returned, _touched(found.stats), train_ms, search_ms, estimates,
-            None if fallback is None else bool(fallback),
+            fallback, stats.random_negatives,
         )  # fmt: skip
 
 
@@ -406,20 +406,18 @@ METHODS: dict[str, Method] = {
     "forest": lambda w, t: trees(w, t, "forest"),
     "logistic": lambda w, t: linear(w, t, "logistic"),
     f"logistic, C {LOGISTIC_C_F1:g}": lambda w, t: linear(w, t, "logistic", LOGISTIC_C_F1),
+    "logistic, 30,000": lambda w, t: linear(w, t, "logistic", wide=True) if w.learners else None,
     "SVM": lambda w, t: linear(w, t, "svm"),
     "branch, paper": Learner("branch", {"prior": False}),
     "ensemble, paper": Learner("ensemble", {"prior": False}),
     "branch": Learner("branch"),
     "ensemble": Learner("ensemble"),
     "cover": Learner("cover"),
+    "cover, 500": Learner("cover", {"random_negatives": RANDOM_NEGATIVES}),
+    "cover, 6 boxes": Learner("cover", {"boxes": 6}),
+    "cover, no guard": Learner("cover", {"guard": False}),
     "cover, text": Learner("cover", words=True),
     "cover + rerank": Learner("cover", {"rerank": True}),
     "cover + rerank, text": Learner("cover", {"rerank": True}, words=True),
 }
 """By name; `told` in a name: its F1 is that of as many rows as are right."""
-
-
-def available(name: str) -> str:
-    """Why a method cannot run here; empty when it can."""
-    method = METHODS[name]
-    return method.absent() if isinstance(method, Learner) else ""

@@ -11,7 +11,11 @@ import duckdb
 
 from learner_methods import METHODS
 
-MEASURES = {"f1": "F1 of the returned set", "ap": "mean average precision"}
+MEASURES = {
+    "f1": "F1 of the returned set",
+    "ap": "mean average precision",
+    "told_f1": "F1 of the same ranking, cut where its number of rows is the true one",
+}
 DATA_TITLES = {
     "real": "Real CLIP vectors",
     "scenes": "Scenes, 20,000",
@@ -239,48 +243,322 @@ GOALS = {
     "cover": (0.66, 0.74, 0.79, 0.82, 0.85),
     "cover + rerank": (0.68, 0.77, 0.83, 0.87, 0.89),
 }
-"""F1 that we want at 2, 4, 8, 16 and 32 positives: real, shared directions, random negatives."""
+"""F1 that we want at these numbers of positives: real, shared directions, random negatives."""
+GOAL_POSITIVES = (2, 4, 8, 16, 32)
+BEATS_TOLD_FROM = {"cover": 8, "cover + rerank": 4}
+FLOATS_WITHIN = 0.02
+HARM_BELOW = 0.05
+SPEED_GOALS = (
+    ("cover", "100 positives, 2,000 negatives", 25.0),
+    ("branch", "100 positives, 2,000 negatives", 2.0),
+    ("branch, paper", "100 positives, 2,000 negatives", 2.0),
+    ("ensemble", "100 positives, 2,000 negatives", 20.0),
+    ("ensemble, paper", "100 positives, 2,000 negatives", 20.0),
+    ("ensemble", "100 positives, 30,000 random rows", 100.0),
+    ("ensemble, paper", "100 positives, 30,000 random rows", 100.0),
+    ("cover", "10,000 positives, 2,000 negatives", 1000.0),
+)
+"""Learner, labels and milliseconds of training that we want at most."""
+REAL_GROUP = ("real", "shared", False)
 
 
-def goals(con: duckdb.DuckDBPyConnection, all_groups: list[Group]) -> str:
-    """What we aim at on the real codes beside what is reached; empty without those figures."""
-    group = next((g for g in all_groups if (g.data, g.space, g.hard) == ("real", "shared", False)),
-                 None)  # fmt: skip
-    if group is None or not set(GOALS) & set(group.methods):
-        return ""
+def verdict(good: dict[int, bool]) -> str:
+    """Whether a goal is reached, by number of positives."""
+    if not good:
+        return "not measured"
+    if all(good.values()):
+        return "reached"
+    those = [str(p) for p, there in good.items() if there]
+    return f"reached at {', '.join(those)} only" if those else "not reached"
+
+
+def goal_lines(con: duckdb.DuckDBPyConnection, half: str) -> list[list[str]]:
+    """For each goal: what is wanted, measured and whether it is reached, in what `shown` holds."""
+    group = next((g for g in groups(con) if (g.data, g.space, g.hard) == REAL_GROUP), None)
+    if group is None:
+        return []
     f1, ap = means(con, group, "f1"), means(con, group, "ap")
     floats = means(con, Group("real", "floats", False, [], [], 0, 0), "ap")
-    counts = (2, 4, 8, 16, 32)
+    counts = [p for p in GOAL_POSITIVES if p in group.positives]
 
-    def line(what: str, values: Iterable[float | None]) -> list[str]:
-        return [what, *map(digits, values)]
+    def of(figures: dict[tuple[str, int], Any], method: str, at: Iterable[int]) -> dict[int, float]:
+        return {p: figures[method, p][0] for p in at if (method, p) in figures}
 
-    def of(figures: dict[tuple[str, int], Any], method: str) -> list[float | None]:
-        return [figures.get((method, p), (None,))[0] for p in counts]
+    def listed(values: dict[int, float], signed: bool = False) -> str:
+        if signed:
+            return " / ".join(f"{'+' if v > 0 else '-'}{digits(abs(v))}" for v in values.values())
+        return " / ".join(map(digits, values.values()))
 
-    rows = []
+    lines: list[list[str]] = []
+
+    def ahead(goal: str, gain: dict[int, float]) -> None:
+        good = {p: v > 0 for p, v in gain.items()}
+        lines.append([goal, half, listed(gain, True), verdict(good)])
+
     for method, wanted in GOALS.items():
-        if method in group.methods:
-            rows += [line(f"F1, {method}: wanted", wanted), line("reached", of(f1, method))]
-    rows.append(line("F1, nearest, told", of(f1, "nearest, told")))
-    rows += [line(f"mAP, {m}", of(ap, m)) for m in ("cover", "logistic", "cover + rerank")]
-    rows.append(line("mAP, logistic on the floats", of(floats, "logistic")))
-    reached = found_harm(con, group)
-    page = markdown(["", *map(str, counts)], rows)
-    return f"{page}\n\nHarm over all numbers of positives: {reached}; wanted: under 5%.\n"
+        if method not in group.methods:
+            continue
+        aims = {p: aim for p, aim in zip(GOAL_POSITIVES, wanted, strict=True) if p in counts}
+        got = of(f1, method, counts)
+        lines.append([f"F1 of {method} at {'/'.join(map(str, counts))}: at least {listed(aims)}",
+                      half, listed(got),
+                      verdict({p: got[p] >= aims[p] for p in got})])  # fmt: skip
+        start = BEATS_TOLD_FROM[method]
+        more = [p for p in counts if p >= start]
+        told = of(f1, "nearest, told", more)
+        gain = {p: got[p] - told[p] for p in told}
+        ahead(f"F1 of {method} above nearest, told, from {start} on", gain)
+        losses = ranked({m for m, _ in ap if m.startswith("logistic")}, ORDER)
+        for rival in losses if method == "cover" else []:
+            over = of(ap, rival, counts)
+            gain = {p: ap[method, p][0] - over[p] for p in over}
+            ahead(f"mAP of {method} above {rival} on the same codes", gain)
+        for rival in ("logistic", "logistic, C 10") if method == "cover + rerank" else ():
+            over = of(floats, rival, counts)
+            gain = {p: ap[method, p][0] - over[p] for p in over}
+            if gain:
+                good = {p: v >= -FLOATS_WITHIN for p, v in gain.items()}
+                lines.append([f"mAP of {method} at most .02 below {rival} on the floats", half,
+                              listed(gain, True), verdict(good)])  # fmt: skip
+        shares = harm(con, group).get(method, {})
+        for what, share in shares.items():
+            goal = f"harm of {method} under 5%: {HARMS[what][0]}"
+            met = "reached" if share < HARM_BELOW else "not reached"
+            lines.append([goal, half, percent(share), met])
+    return lines
 
 
-def found_harm(con: duckdb.DuckDBPyConnection, group: Group) -> str:
-    found = con.execute(
-        f"""
-        SELECT a.method, avg((a.f1 < fair.f1)::INT) FROM shown a
-        JOIN shown fair ON fair.method = 'nearest' AND {_SAME_DRAW.format("fair")}
-        WHERE a.data = ? AND a.space = ? AND a.hard = ? AND list_contains(?, a.method)
-        GROUP BY ALL ORDER BY ALL
+def goals(con: duckdb.DuckDBPyConnection, split: str) -> str:
+    """What we aim at on the real codes and in time beside what is reached; empty without those
+    figures. `shown` is that of the split again when it returns."""
+    lines = goal_lines(con, split)
+    if lines and split != "all":
+        show(con, "all")
+        both = goal_lines(con, "both")
+        show(con, split)
+        lines = [line for pair in zip(lines, both, strict=True) for line in pair]
+    times = {
+        (r["method"], r["what"]): r["ms"]
+        for r in rows_of(con, "SELECT method, what, ms FROM speed WHERE part = 'training'")
+    }
+    for method, what, most in SPEED_GOALS:
+        if (method, what) in times:
+            took = times[method, what]
+            lines.append([f"training {method}, {what}: at most {most:g} ms", "—", f"{took:.1f} ms",
+                          "reached" if took <= most else "not reached"])  # fmt: skip
+    return markdown(["goal", "half", "measured", ""], lines) if lines else ""
+
+
+HARMS = {
+    "fair": ("F1 below nearest", "a.f1 < fair.f1"),
+    "fair_2": ("F1 below nearest by over .02", "a.f1 < fair.f1 - .02"),
+    "fair_5": ("F1 below nearest by over .05", "a.f1 < fair.f1 - .05"),
+    "told": ("F1 below nearest, told", "a.f1 < told.f1"),
+    "ap_2": ("mAP below nearest by over .02", "a.ap < fair.ap - .02"),
+}
+"""When a draw counts as harmed."""
+
+
+def percent(share: float | None) -> str:
+    return "—" if share is None or share != share else f"{100 * share:.1f}%"
+
+
+def harm(con: duckdb.DuckDBPyConnection, group: Group) -> dict[str, dict[str, float]]:
+    """By method: the share of the draws that are harmed, by each of `HARMS`."""
+    listed = ", ".join(f"avg(({test})::INT) AS {name}" for name, (_, test) in HARMS.items())
+    return {
+        r.pop("method"): r
+        for r in rows_of(
+            con,
+            f"""
+            SELECT a.method, {listed} FROM shown a
+            JOIN shown fair ON fair.method = 'nearest' AND {_SAME_DRAW.format("fair")}
+            JOIN shown told ON told.method = 'nearest, told' AND {_SAME_DRAW.format("told")}
+            WHERE a.data = ? AND a.space = ? AND a.hard = ? GROUP BY ALL
+            """,
+            [group.data, group.space, group.hard],
+        )
+    }
+
+
+HARM_METHODS = (
+    "logistic", "ensemble", "cover", "cover, no guard", "cover, text", "cover + rerank",
+    "cover + rerank, text",
+)  # fmt: skip
+
+
+def harms(con: duckdb.DuckDBPyConnection, all_groups: list[Group]) -> str:
+    """Harm by every definition, for codes of 32 bytes, over all numbers of positives."""
+    lines = []
+    for group in all_groups:
+        if group.space in ("pca", "shared", "pairs"):
+            found = harm(con, group)
+            lines += [
+                [group.data, group.space, "hard" if group.hard else "random", method,
+                 *(percent(found[method][what]) for what in HARMS)]
+                for method in HARM_METHODS if method in found
+            ]  # fmt: skip
+    names = [title for title, _ in HARMS.values()]
+    return markdown(["data", "codes", "negatives", "method", *names], lines)
+
+
+def ceiling(con: duckdb.DuckDBPyConnection, group: Group) -> str:
+    """F1, and that of the same ranking when the true number is told: what the threshold costs."""
+    f1, told = means(con, group, "f1"), means(con, group, "told_f1")
+    return markdown(
+        ["method", *(f"{p}" for p in group.positives)],
+        [
+            [m, *(f"{digits(f1[m, p][0])} of {digits(told[m, p][0])}" if (m, p) in f1 else "—"
+                  for p in group.positives)]
+            for m in group.methods if not m.endswith("told")
+        ],
+    )  # fmt: skip
+
+
+LABELS = {
+    "right": "ten hard negatives, all labels right",
+    "wrong": "the same, some labels wrong",
+    "words": "words and ten negatives",
+}
+
+
+def labels_table(con: duckdb.DuckDBPyConnection, data: str) -> str:
+    """F1 and average precision with right labels, wrong ones, and none that is right."""
+    found = rows_of(
+        con,
+        "SELECT labels, method, positives, avg(f1) AS f1, avg(ap) AS ap FROM shown_labels "
+        "WHERE data = ? AND labels <> 'words' GROUP BY ALL",
+        [data],
+    )
+    figures = {(r["labels"], r["method"], r["positives"]): r for r in found}
+    counts = sorted({r["positives"] for r in found})
+
+    def pair(key: tuple[str, str, int]) -> str:
+        return (
+            f"{digits(figures[key]['f1'])}, {digits(figures[key]['ap'])}" if key in figures else "—"
+        )
+
+    return markdown(
+        ["method", "labels", *map(str, counts)],
+        [
+            [method, kind, *(pair((kind, method, p)) for p in counts)]
+            for method in ranked({r["method"] for r in found}, ORDER)
+            for kind in ("right", "wrong")
+        ],
+    )  # fmt: skip
+
+
+def words_table(con: duckdb.DuckDBPyConnection, data: str) -> str:
+    """F1, average precision, precision and recall with words and negatives alone."""
+    found = {
+        r["method"]: r
+        for r in rows_of(
+            con,
+            "SELECT method, avg(f1) AS f1, avg(told_f1) AS told_f1, avg(ap) AS ap, "
+            "avg(precision) AS precision, avg(recall) AS recall, "
+            "count(DISTINCT concept) AS concepts "
+            "FROM shown_labels WHERE data = ? AND labels = 'words' GROUP BY ALL",
+            [data],
+        )
+    }
+    return markdown(
+        ["method", "concepts", "F1", "F1, told", "mAP", "precision", "recall"],
+        [
+            [m, str(found[m]["concepts"]),
+             *(digits(found[m][what]) for what in ("f1", "told_f1", "ap", "precision", "recall"))]
+            for m in ranked(found, ORDER)
+        ],
+    )  # fmt: skip
+
+
+def training_table(con: duckdb.DuckDBPyConnection) -> str:
+    """Milliseconds of training by learner and labels."""
+    found = rows_of(con, "SELECT * FROM speed WHERE part = 'training' ORDER BY rowid")
+    whats = list(dict.fromkeys(r["what"] for r in found))
+    figures = {(r["method"], r["what"]): r for r in found}
+    return markdown(
+        ["ms", *whats],
+        [
+            [method, *(f"{r['ms']:.1f} ({r['least_ms']:.1f})" if (r := figures.get((method, what)))
+                       else "—" for what in whats)]
+            for method in dict.fromkeys(r["method"] for r in found)
+        ],
+    )  # fmt: skip
+
+
+def search_table(con: duckdb.DuckDBPyConnection) -> str:
+    """Milliseconds of searching, what is read, and what is found."""
+    found = rows_of(con, "SELECT * FROM speed WHERE part = 'search' ORDER BY rowid")
+    return markdown(
+        ["rows", "model", "ms", "found", "blocks read", "planes", "codes", "fine rows",
+         "MB", "F1", "precision", "recall", "of cover's rows", "in both, of either"],
+        [
+            [f"{r['rows']:,}", r["method"], f"{r['ms']:.2f}", f"{r['found']:,.0f}",
+             percent(r["touched"]), percent(r["planes"]), percent(r["scanned"]),
+             f"{r['fine_rows']:,.0f}", f"{r['bytes'] / 1e6:.1f}",
+             *(digits(r[what]) for what in ("f1", "precision", "recall")),
+             percent(r["of_exact"]), percent(r["agreement"])]
+            for r in found
+        ],
+    )  # fmt: skip
+
+
+def covered(con: duckdb.DuckDBPyConnection) -> str:
+    """How often the truth lies in the 90% intervals, by data set; empty where none were given."""
+    lines = []
+    for measure in ("precision", "recall"):
+        guess = f"estimated_{measure}"
+        lines += [
+            [measure, r["data"], r["space"], "hard" if r["hard"] else "random", r["method"],
+             str(r["n"]), percent(r["covered"]), digits(r["width"]), digits(r["bias"]),
+             digits(r["error"])]
+            for r in rows_of(
+                con,
+                f"""
+                SELECT data, space, hard, method, count(*) AS n,
+                       avg(({measure} BETWEEN {guess}_low AND {guess}_high)::INT) AS covered,
+                       avg({guess}_high - {guess}_low) AS width, avg({guess} - {measure}) AS bias,
+                       avg(abs({guess} - {measure})) AS error
+                FROM shown WHERE {guess} IS NOT NULL AND NOT isnan({guess})
+                AND list_contains(?, method) GROUP BY ALL ORDER BY ALL
+                """,
+                [["cover", "cover + rerank"]],
+            )
+        ]  # fmt: skip
+    if not lines:
+        return ""
+    return markdown(
+        ["of", "data", "codes", "negatives", "method", "draws", "truth in the interval",
+         "its width", "estimate less truth", "off by"],
+        lines,
+    )  # fmt: skip
+
+
+def measured(con: duckdb.DuckDBPyConnection) -> str:
+    """What the page rests on: by collection, the concepts and seeds of each half."""
+    found = rows_of(
+        con,
+        """
+        SELECT data, space, split, count(DISTINCT concept) AS concepts,
+               count(DISTINCT seed) AS seeds, count(DISTINCT method) AS methods, count(*) AS n,
+               list_sort(list(DISTINCT positives)) AS positives,
+               count(DISTINCT hard) AS settings
+        FROM draws GROUP BY ALL
         """,
-        [group.data, group.space, group.hard, list(GOALS)],
-    ).fetchall()
-    return ", ".join(f"{method} {100 * share:.1f}%" for method, share in found)
+    )
+    data = {key: i for i, key in enumerate(DATA_TITLES)}
+    spaces = {key: i for i, key in enumerate(SPACE_TITLES)}
+    found.sort(key=lambda r: (data.get(r["data"], 9), spaces.get(r["space"], 9), r["split"]))
+    return markdown(
+        ["collection", "vectors", "half", "concepts", "seeds", "positives", "settings",
+         "methods", "answers"],
+        [
+            [DATA_TITLES.get(r["data"], str(r["data"])), SPACE_TITLES[r["space"]], r["split"],
+             str(r["concepts"]), str(r["seeds"]), "/".join(map(str, r["positives"])),
+             str(r["settings"]), str(r["methods"]), f"{r['n']:,}"]
+            for r in found
+        ],
+    )  # fmt: skip
 
 
 def kinds(con: duckdb.DuckDBPyConnection, data: str, space: str) -> str:
@@ -306,7 +584,7 @@ def kinds(con: duckdb.DuckDBPyConnection, data: str, space: str) -> str:
 
 def calibration(con: duckdb.DuckDBPyConnection) -> str:
     """How often the truth lies within the interval that a learner gave, and how far its estimate
-    is off; empty where no learner gives one."""
+    is off, by number of positives, with random negatives; empty where no learner gives one."""
     parts = []
     for measure in ("precision", "recall"):
         guess = f"estimated_{measure}"
@@ -317,7 +595,8 @@ def calibration(con: duckdb.DuckDBPyConnection) -> str:
                    avg(({measure} BETWEEN {guess}_low AND {guess}_high)::INT) AS covered,
                    avg({guess}_high - {guess}_low) AS width, avg({guess} - {measure}) AS bias,
                    avg(abs({guess} - {measure})) AS error
-            FROM shown WHERE {guess} IS NOT NULL AND NOT isnan({guess})
+            FROM shown WHERE {guess} IS NOT NULL AND NOT isnan({guess}) AND NOT hard
+            AND space = 'shared' AND method IN ('cover', 'cover + rerank')
             GROUP BY ALL ORDER BY ALL
             """,
         ):
@@ -468,21 +747,27 @@ METHOD = """\
 
 - **Real data**: {real}. Images without a label are in the collection: they are drawn as random
   negatives, searched and returned, but nobody knows whether they are right, and they count neither
-  way. Their share of the random negatives is as large as their share of the collection.
+  way. Their share of the random negatives is as large as their share of the collection. PCA and
+  shared directions are fitted on all rows of the collection and on ImageNet's class names.
 - **Scenes**: generated pictures whose truth is exact, embedded by the packaged encoder (128
   floats); {scenes}. A concept of two modes is what either of two phrases means.
-- **Diluted**: each concept has a collection of its own. It holds as many matches as the prevalence
-  asks for (scenes of the 20,000, and where they are too few, further generated scenes that match),
-  all scenes that do not match, and distractors made from these: one that does not match, moved up
-  to half the way towards another one that does not, with noise of length .1 (vectors have length
-  1), as the head puts them out, before they are quantized. What is made from rows that do not match
-  does not match: so their truth is known, though some lie where matches lie. There are no floats
-  here, so the methods that need them are left out.
-- **Draws**: 2 to 32 positives (more positives of one seed are those of fewer and some more), 500
-  random negatives, drawn by the index itself, so that every method has the same rows, with matches
-  among them that nobody marked. In the second setting the ten rows that lie nearest to the mean
-  positive and do not match are marked as wrong besides (nearest by the encoder's floats; in diluted
-  collections by codes). Concepts with fewer than 8 rows left to find are left out.
+- **Diluted**: each concept has a collection of its own, of {diluted}. It holds as many matches as
+  the prevalence asks for (scenes of the 20,000, and where they are too few, further generated
+  scenes that match), all scenes that do not match, and distractors made from these: one that does
+  not match, moved up to half the way towards another one that does not, with noise of length .1
+  (vectors have length 1), as the head puts them out, before they are quantized. What is made from
+  rows that do not match does not match: so their truth is known, though some lie where matches lie.
+  There are no floats here, so the methods that need them are left out.
+- **Draws**: 2 to 32 positives (more positives of one seed are those of fewer and some more), and
+  random rows, drawn by the index itself, with matches among them that nobody marked. In the second
+  setting the ten rows that lie nearest to the mean positive and do not match are marked as wrong
+  besides (nearest by the encoder's floats; in diluted collections by codes). Concepts with fewer
+  than 8 rows left to find are left out.
+- **Random rows**: 500, the same for every method, but for `cover`. It learns what a collection is
+  like from the samples that an index carries, up to 30,000 rows, the same for every draw (all rows,
+  where there are fewer: so in the real data). `cover, 500` takes 500 of these: whole blocks of the
+  sample, whose rows lie near each other. `logistic, 30,000` is logistic regression with 30,000
+  drawn rows as negatives.
 - **Scored** are all rows of known truth except those that were marked, right or wrong; random
   negatives are scored, for nobody looked at them. Average precision is of the ranking of all these
   rows, rows of one score together (scikit-learn's definition). Where a learner re-ranks, the rows
@@ -490,19 +775,85 @@ METHOD = """\
 - **told** means: the set is the first n rows, n the true number, which nobody knows. `nearest` cuts
   at mean + 1 standard deviation of the positives' distances to the mean of the others; Rocchio
   (weights 1, .75, .15) in the same way by cosines; logistic regression (C = {logistic:g}) and the
-  linear SVM (C = {svm:g}), classes weighted equally, at 0. Their C was chosen on `dev` by average
-  precision; C = {f1:g} gives logistic regression a better F1, and is shown as well.
-- **Harm**: the share of draws in which the F1 of the returned set is below that of `nearest`; and,
-  stricter, below that of nearest neighbours told the true number.
+  linear SVM (C = {svm:g}), classes weighted equally, at 0. C was chosen on `dev` by average
+  precision, one value for all vectors. A first rule, the sum of average precision and F1, had given
+  logistic regression C = {f1:g}: a better F1, and a worse ranking of few positives. Both are shown.
 - Text methods are measured on the concepts that have words: all of the scenes, and the real classes
   that ImageNet has a name for. So their means are over fewer classes; what they beat is counted on
   the draws that both have.
 - **±** is the standard deviation over seeds of the mean over concepts.
 - `paper`: `branch` and `ensemble` with `prior` 0, the method of "CLIP-Branches"; without it, boxes
-  from a variance with a prior.
-- Concepts are in two halves, `dev` and `test`, with seeds of their own. Parameters were chosen on
-  `dev`. **This page shows {split}.** Dev: {dev}. Test: {test}.
+  from a variance with a prior. `6 boxes`: `cover` as boxes around its region, with its score inside
+  them; `no guard`: it may not fall back to nearest neighbours.
+- **Halves**: concepts are in two halves, `dev` and `test`, with seeds of their own. **This page
+  shows {split}.** Dev: {dev}. Test: {test}. The constants of `cover` were chosen on the first,
+  third, fifth .. of the real classes (the largest first), which are `dev`, and on words of the
+  scene world in a sample of its own; those of them that are concepts here are in `dev` too. The
+  halves had their names the other way round before; they were exchanged when it was found that
+  `cover` had been tuned on what was called `test`, before either half was measured apart, and C was
+  chosen again. How `cover` works, as against its constants, was worked out with all real classes in
+  sight, and its intervals were checked on all: the test half is new to its constants, not to its
+  makers. So the goals are shown for both halves together as well.
+- The goals come from a study on another collection: 9,338 vectors, of which 16 classes counted.
+  Here there are 12 classes in 4,986 rows, 42 to 392 rows each, so that 32 positives use up a third
+  and more of the small classes: what is left to find is little, and F1 with many positives is lower
+  than with few for methods that do not learn from them.
 - One thread; times are medians over all numbers of positives on {cpu}; Boxwood {commit}.
+"""
+MEASURED = """\
+## What was measured
+
+Every collection, half and seed that is here; what is not in this table was not measured.
+"""
+GOALS_TEXT = """\
+## Goals
+
+Real vectors, shared directions, random negatives; `cover` with 32 bytes a row, `cover + rerank`
+with 128 more. Differences are of means.
+"""
+RANKING = """\
+## The ranking and the threshold
+
+F1 of the returned set, of F1 that the same ranking has where the true number is told. What the
+second lacks to 1 is the ranking's, what the first lacks to the second is the threshold's. Random
+negatives.
+"""
+HARM = """\
+## Harm
+
+The share of draws in which a method does worse than the mean positive's nearest neighbours, over
+all numbers of positives, by several definitions.
+"""
+ESTIMATES = """\
+## Estimates
+
+What the learner itself said of its set, with intervals of 90%, against the truth.
+"""
+WRONG = """\
+## Wrong labels, and words alone
+
+Shared directions. **Wrong**: of the rows marked as right one in eight (from 8 on) does not match,
+but is among the nearest that do not; of the ten marked as wrong one matches. **Right**: the same
+draws with ten hard negatives and no such mistake. F1, average precision:
+"""
+WORDS = """\
+No row is marked as right: there are the words, and ten rows marked as wrong, those that the words
+find first. Logistic regression gets the words' vector as its one positive; `text, told` looks at
+the words alone.
+"""
+SPEED = """\
+## Speed
+
+One thread, {cpu}; {data} codes (`benchmarks/data.py`); fine codes are a rotation of them. What is
+sought are the .1% nearest to a row, three times. All are asked in turn; median, and the least in
+brackets. Given negatives are rows around what is sought. `cover` reads 30,000 random rows besides,
+whatever the labels are; the others only what the column says. Times of Boxwood are those of a call,
+ids to model; of scikit-learn those of `fit`.
+"""
+SEARCHING = """\
+Searching with models of 30 random positives and no given negative. Blocks have 256 rows; those read
+are the ones that zones neither rule out nor in. The last two columns compare the answers of `cover`
+(all rows with S >= t) and of its six boxes.
 """
 
 
@@ -526,6 +877,7 @@ def text(con: duckdb.DuckDBPyConnection, split: str, plots: dict[str, str], cons
         "SELECT arg_max(cpu, date), arg_max(commit, date) FROM draws"
     ).fetchall()
     real = con.execute("SELECT max(rows) FROM shown WHERE data = 'real'").fetchall()[0][0]
+    most = con.execute("SELECT max(rows) FROM draws WHERE ends_with(data, '%')").fetchall()[0][0]
     shown = {"all": "both halves together", "dev": "the half `dev`", "test": "the half `test`"}
     parts = [
         INTRODUCTION,
@@ -535,16 +887,23 @@ def text(con: duckdb.DuckDBPyConnection, split: str, plots: dict[str, str], cons
             else "not measured here",
             scenes=f"{concepts('data <> $$real$$')} concepts: one attribute, two attributes, "
             "relations, two modes",
+            diluted=f"{most:,} rows" if most else "a million rows",
             split=shown[split], dev=names("dev"), test=names("test"), cpu=cpu, commit=commit,
             **constants,
         ),
     ]  # fmt: skip
-    aimed = goals(con, all_groups)
+    parts.append(MEASURED)
+    parts.append(measured(con) + "\n")
+    aimed = goals(con, split)
     if aimed:
-        parts.append(
-            "## Wanted and reached\n\nReal vectors, shared directions, random negatives.\n"
-        )
-        parts.append(aimed)
+        parts.append(GOALS_TEXT)
+        parts.append(aimed + "\n")
+    wide = [g for g in all_groups if not g.hard and g.space == "shared"]
+    parts.append(RANKING)
+    for group in wide:
+        parts.append(f"{group.title}, by number of positives:\n\n{ceiling(con, group)}\n")
+    parts.append(HARM)
+    parts.append(harms(con, all_groups) + "\n")
     for data in dict.fromkeys(g.data for g in all_groups):
         parts.append(f"## {DATA_TITLES.get(data, data)}\n")
         if data in plots:
@@ -554,7 +913,8 @@ def text(con: duckdb.DuckDBPyConnection, split: str, plots: dict[str, str], cons
                 f"### {SPACE_TITLES[group.space][0].upper()}{SPACE_TITLES[group.space][1:]}, "
                 f"{SETTINGS[group.hard]}\n\n{group.concepts} concepts, {group.seeds} seeds each.\n"
             )
-            for measure, title in MEASURES.items():
+            for measure in ("f1", "ap"):
+                title = MEASURES[measure]
                 parts.append(f"{title[0].upper()}{title[1:]}, by number of positives:\n")
                 parts.append(table(con, group, measure) + "\n")
             if group.space in ("pca", "shared", "pairs"):
@@ -566,10 +926,24 @@ def text(con: duckdb.DuckDBPyConnection, split: str, plots: dict[str, str], cons
             parts.append(kinds(con, data, "shared") + "\n")
     calibrated = calibration(con)
     if calibrated:
-        parts.append(
-            "## Estimates\n\nWhat the learner itself said of its set, against the truth.\n"
-        )
+        parts.append(ESTIMATES)
+        parts.append(covered(con) + "\n")
+        parts.append("By number of positives, shared directions, random negatives:\n")
         parts.append(calibrated + "\n")
+    given = con.execute("SELECT DISTINCT data FROM shown_labels ORDER BY ALL").fetchall()
+    if given:
+        parts.append(WRONG)
+        for (data,) in given:
+            parts.append(f"{DATA_TITLES.get(data, data)}:\n\n{labels_table(con, data)}\n")
+        parts.append(WORDS)
+        for (data,) in given:
+            parts.append(f"{DATA_TITLES.get(data, data)}:\n\n{words_table(con, data)}\n")
+    timed = con.execute("SELECT arg_max(cpu, date), arg_max(data, date) FROM speed").fetchall()
+    if timed[0][0] is not None:
+        parts.append(SPEED.format(cpu=timed[0][0], data=timed[0][1]))
+        parts.append(training_table(con) + "\n")
+        parts.append(SEARCHING)
+        parts.append(search_table(con) + "\n")
     started = con.execute("SELECT DISTINCT data, start FROM shown_sessions ORDER BY ALL").fetchall()
     if started:
         parts.append(
@@ -592,7 +966,8 @@ def text(con: duckdb.DuckDBPyConnection, split: str, plots: dict[str, str], cons
         for group in groups(con):
             if group.space == "shared" and not group.hard:
                 parts.append(f"### {group.title}\n\n{group.concepts} concepts.\n")
-                for measure, title in MEASURES.items():
+                for measure in ("f1", "ap"):
+                    title = MEASURES[measure]
                     parts.append(f"{title[0].upper()}{title[1:]}:\n")
                     parts.append(table(con, group, measure) + "\n")
         show(con, split)
@@ -600,9 +975,10 @@ def text(con: duckdb.DuckDBPyConnection, split: str, plots: dict[str, str], cons
 
 
 def show(con: duckdb.DuckDBPyConnection, split: str) -> bool:
-    """Make the views `shown` and `shown_sessions` of a half (``dev``, ``test``) or of ``all``.
-    Whether there is anything in it."""
-    for name, view in (("draws", "shown"), ("sessions", "shown_sessions")):
+    """Make the views `shown`, `shown_sessions` and `shown_labels` of a half (``dev``, ``test``) or
+    of ``all``. Whether there is anything in it."""
+    views = {"draws": "shown", "sessions": "shown_sessions", "labels": "shown_labels"}
+    for name, view in views.items():
         where = "" if split == "all" else f"WHERE split = '{split}'"
         con.execute(f"CREATE OR REPLACE TEMP VIEW {view} AS SELECT * FROM {name} {where}")
     return bool(con.execute("SELECT count(*) FROM shown").fetchall()[0][0])

@@ -38,8 +38,8 @@ DEV_SEED = 100
 def unit(rows: NDArray[Any]) -> Floats:
     """Rows as float32 of length 1; a row of zeros stays one."""
     rows = rows.astype(np.float32)
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    out: Floats = rows / np.where(norms > 0, norms, 1)
+    norms: Floats = np.linalg.norm(rows, axis=-1, keepdims=True)
+    out: Floats = rows / np.where(norms > 0, norms, np.float32(1))
     return out
 
 
@@ -174,13 +174,38 @@ class World:
         randoms = self.index.draw(RANDOM_NEGATIVES, seed, marked)
         return Task(concept, seed, right, wrong, randoms, scored)
 
-    def hard_negatives(self, concept: Concept, right: Ids) -> Ids:
+    def hard_negatives(self, concept: Concept, right: Ids, count: int = HARD_NEGATIVES) -> Ids:
         """The known rows that are not right and lie nearest to the mean of `right`."""
         rows = self.vectors if self.near is None else self.near
         squares = self.squares if self.near is None else self.near_squares
         away = squares - 2 * (rows @ rows[right].mean(axis=0))
         away[concept.truth | ~self.judged] = np.inf
-        return np.sort(np.argsort(away, kind="stable")[:HARD_NEGATIVES]).astype(np.int64)
+        return np.sort(np.argsort(away, kind="stable")[:count]).astype(np.int64)
+
+    def mislabelled(self, concept: Concept, positives: int, seed: int) -> Task | None:
+        """The draw with hard negatives, with labels that are wrong: of the rows marked as right one
+        in eight does not match, but is among the nearest that do not; of the ten marked as wrong
+        one matches."""
+        found = self.order(concept, seed)
+        if len(found) < positives + 8:
+            return None
+        false = positives // 8
+        true = found[: positives - false]
+        near = self.hard_negatives(concept, true, HARD_NEGATIVES - 1 + false)
+        near = np.random.default_rng([seed, positives]).permutation(near)
+        right = np.concatenate([true, near[:false]])
+        wrong = np.concatenate([near[false:], found[positives : positives + 1]])
+        return self.task_of(concept, np.sort(right), np.sort(wrong), seed)
+
+    def unlike_words(self, concept: Concept, seed: int) -> Task | None:
+        """No row marked as right: the concept's words, and ten rows marked as wrong, those that the
+        words find first. None where it has no words."""
+        if concept.name not in self.words:
+            return None
+        away = self.squares - 2 * (self.vectors @ self.words[concept.name][2])
+        away[concept.truth | ~self.judged] = np.inf
+        wrong = np.sort(np.argsort(away, kind="stable")[:HARD_NEGATIVES]).astype(np.int64)
+        return self.task_of(concept, np.empty(0, np.int64), wrong, seed)
 
 
 def length_of(codes: Codes) -> float:
@@ -263,7 +288,7 @@ class Real:
             rows = [i for i, name in enumerate(names) if start and name.startswith(start)
                     and name[len(start) : len(start) + 1] in ("", ",")]  # fmt: skip
             text = self.texts[rows[0]] if rows else None
-            split = "test" if place % 2 == 0 else "dev"
+            split = ("dev", "test")[place % 2]  # of the classes, the largest first
             self.concepts.append(Concept(value, "class", split, label == value, text))
 
     @staticmethod
@@ -329,19 +354,21 @@ def _world(
 SCENES = 20_000
 SCENES_SEED = 20_260
 PIECE = 2_000
-# Kind and words; `|` parts the kinds of a concept that has two. Half of each kind is for choosing
-# parameters, in turn.
+# Kind, half and words; `|` parts the kinds of a concept that has two. Words that the constants of
+# `cover` were chosen or tried on, in a sample of scenes of its own, are in the half `dev`.
 SCENE_CONCEPTS = (
-    ("one attribute", "a heart"), ("one attribute", "a red shape"),
-    ("one attribute", "a cyan shape"), ("one attribute", "a star"),
-    ("two attributes", "a red circle"), ("two attributes", "a striped star"),
-    ("two attributes", "a large yellow shape"), ("two attributes", "a dotted cross"),
-    ("relation", "a circle left of a square"), ("relation", "a star above a heart"),
-    ("relation", "a red shape left of a blue shape"),
-    ("relation", "a green shape above a pink shape"),
-    ("two modes", "a red circle | a blue star"), ("two modes", "a green heart | a pink cross"),
-    ("two modes", "a yellow ring | a cyan diamond"),
-    ("two modes", "a striped square | a dotted triangle"),
+    ("one attribute", "test", "a heart"), ("one attribute", "dev", "a red shape"),
+    ("one attribute", "test", "a cyan shape"), ("one attribute", "dev", "a star"),
+    ("two attributes", "dev", "a red circle"), ("two attributes", "dev", "a striped star"),
+    ("two attributes", "test", "a large yellow shape"),
+    ("two attributes", "test", "a dotted cross"),
+    ("relation", "test", "a circle left of a square"), ("relation", "dev", "a star above a heart"),
+    ("relation", "dev", "a red shape left of a blue shape"),
+    ("relation", "test", "a green shape above a pink shape"),
+    ("two modes", "dev", "a red circle | a blue star"),
+    ("two modes", "test", "a green heart | a pink cross"),
+    ("two modes", "test", "a yellow ring | a cyan diamond"),
+    ("two modes", "dev", "a striped square | a dotted triangle"),
 )  # fmt: skip
 DILUTED_ROWS = 1_000_000
 PREVALENCES = {"scenes .1%": 0.001, "scenes .01%": 0.0001}
@@ -372,12 +399,12 @@ class Scenes:
         self.rows, self.diluted = rows, diluted
         self.scenes = scenes.sample(rows, SCENES_SEED)
         self.images = self._embedded("scenes", self.scenes, SCENES_SEED + 1)
-        said = [words.replace("|", "or") for _, words in SCENE_CONCEPTS]
+        said = [words.replace("|", "or") for *_, words in SCENE_CONCEPTS]
         texts = self.encoder.texts(said)
         self.concepts = [
-            Concept(words.replace("|", "or"), kind, ("test", "dev")[place % 2],
-                    scene_truth(self.scenes, words), texts[place])
-            for place, (kind, words) in enumerate(SCENE_CONCEPTS)
+            Concept(words.replace("|", "or"), kind, split, scene_truth(self.scenes, words),
+                    texts[place])
+            for place, (kind, split, words) in enumerate(SCENE_CONCEPTS)
         ]  # fmt: skip
 
     @staticmethod
@@ -440,7 +467,7 @@ class Scenes:
         if len(own) >= wanted:
             chosen = np.random.default_rng(zlib.crc32(concept.name.encode()))
             return own[np.sort(chosen.permutation(len(own))[:wanted])]
-        words = SCENE_CONCEPTS[self.concepts.index(concept)][1]
+        words = SCENE_CONCEPTS[self.concepts.index(concept)][2]
         extra: list[scenes.Scenes] = []
         known = self.scenes
         seed = SCENES_SEED

@@ -7,10 +7,12 @@
     python benchmarks/learners.py run --data scenes "scenes .1%"             needs no data folder
     python benchmarks/learners.py choose DATA_FOLDER        C of the linear models, on the dev half
     python benchmarks/learners.py sessions DATA_FOLDER      five rounds of labels
+    python benchmarks/learners.py labels DATA_FOLDER        wrong labels; words and negatives alone
+    python benchmarks/learners.py speed                     training and search, at 1M and 10M rows
     python benchmarks/learners.py report --docs             docs/LEARNERS.md from what was measured
 
 Every method gets the same draws: some rows marked as right, in a second setting ten marked as wrong
-besides, and 500 random negatives, those that the index draws itself. DATA_FOLDER holds real CLIP
+besides, and random rows, those that the index draws itself. DATA_FOLDER holds real CLIP
 vectors (fashion.npz, unlabelled.npz, imagenet_text.npz, flickr_pairs.npz); what is absent is left
 out with a line that says so. Concepts are in two halves: parameters are chosen on `dev`, which has
 seeds of its own, and reported on `test`.
@@ -38,13 +40,13 @@ import pyarrow as pa
 from threadpoolctl import threadpool_limits
 
 import learner_report
+import learner_speed
 from boxwood.progress import Bar
 from learner_methods import (
     LOGISTIC_C,
     LOGISTIC_C_F1,
     METHODS,
     SVM_C,
-    available,
     linear,
     measured,
     quality,
@@ -67,20 +69,25 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = ("real", "scenes", *PREVALENCES)
 POSITIVES = (2, 4, 8, 16, 32)
 SEEDS = 5
-QUICK_POSITIVES, QUICK_SEEDS, QUICK_CONCEPTS, QUICK_ROWS = (2, 8, 32), 2, 4, 200_000
+QUICK_POSITIVES, QUICK_SEEDS, QUICK_CONCEPTS, QUICK_ROWS = (2, 8), 1, 4, 100_000
 ROUNDS, PAGE, PAGES = 5, 20, 5
 SESSION_METHODS = (
     "nearest", "Rocchio", "logistic", "ensemble", "cover", "cover + rerank",
     "cover + rerank, text",
 )  # fmt: skip
 STARTS = ("text", "two positives")
+# What is measured with labels that are wrong, with right ones, and with words and negatives alone.
+LABEL_METHODS = ("nearest, told", "nearest", "logistic", "cover", "cover + rerank")
+WORD_METHODS = ("text, told", "logistic", "cover, text", "cover + rerank, text")
+SPEED_ROWS = (1_000_000, 10_000_000)
 
 DRAWS = {
     "date": "TIMESTAMP", "commit": "VARCHAR", "cpu": "VARCHAR", "data": "VARCHAR",
     "space": "VARCHAR", "split": "VARCHAR", "concept": "VARCHAR", "kind": "VARCHAR",
     "rows": "BIGINT", "positives": "INTEGER", "hard": "BOOLEAN", "seed": "BIGINT",
     "method": "VARCHAR", "ap": "DOUBLE", "precision": "DOUBLE", "recall": "DOUBLE", "f1": "DOUBLE",
-    "told": "BOOLEAN", "truth": "BIGINT", "returned": "DOUBLE", "touched": "DOUBLE",
+    "told": "BOOLEAN", "told_f1": "DOUBLE", "truth": "BIGINT", "returned": "DOUBLE",
+    "background": "BIGINT", "touched": "DOUBLE",
     "train_ms": "DOUBLE", "search_ms": "DOUBLE", "fallback": "BOOLEAN",
     "estimated_precision": "DOUBLE", "estimated_precision_low": "DOUBLE",
     "estimated_precision_high": "DOUBLE", "estimated_recall": "DOUBLE",
@@ -93,7 +100,23 @@ SESSIONS = {
     "right": "INTEGER", "labels": "INTEGER", "precision": "DOUBLE", "recall": "DOUBLE",
     "f1": "DOUBLE", "ms": "DOUBLE",
 }  # fmt: skip
-TABLES = {"draws": DRAWS, "sessions": SESSIONS}
+LABELS = {
+    "date": "TIMESTAMP", "commit": "VARCHAR", "cpu": "VARCHAR", "data": "VARCHAR",
+    "space": "VARCHAR", "split": "VARCHAR", "concept": "VARCHAR", "kind": "VARCHAR",
+    "labels": "VARCHAR", "positives": "INTEGER", "seed": "BIGINT", "method": "VARCHAR",
+    "ap": "DOUBLE", "precision": "DOUBLE", "recall": "DOUBLE", "f1": "DOUBLE", "told": "BOOLEAN",
+    "told_f1": "DOUBLE", "fallback": "BOOLEAN",
+}  # fmt: skip
+SPEED = {
+    "date": "TIMESTAMP", "commit": "VARCHAR", "cpu": "VARCHAR", "data": "VARCHAR",
+    "part": "VARCHAR", "what": "VARCHAR", "method": "VARCHAR", "rows": "BIGINT", "ms": "DOUBLE",
+    "least_ms": "DOUBLE", "most_ms": "DOUBLE", "runs": "INTEGER",
+    **dict.fromkeys(
+        ("found", "pruned", "planes", "scanned", "touched", "fine_rows", "bytes", "f1",
+         "precision", "recall", "of_exact", "agreement"), "DOUBLE",
+    ),
+}  # fmt: skip
+TABLES = {"draws": DRAWS, "sessions": SESSIONS, "labels": LABELS, "speed": SPEED}
 
 
 class Store:
@@ -210,7 +233,7 @@ def seeds(concept: Concept, count: int) -> range:
 
 def run(args: argparse.Namespace, store: Store) -> None:
     """Every method on every draw that has no figures yet."""
-    methods = usable(args.method or list(METHODS))
+    methods = args.method or list(METHODS)
     if args.force:
         store.forget("draws", args.data, args.space, args.splits, methods)
     for cell in cells(args):
@@ -233,20 +256,9 @@ def run(args: argparse.Namespace, store: Store) -> None:
                     bar.update(done, total)
 
 
-def usable(names: list[str]) -> list[str]:
-    kept = []
-    for name in names:
-        problem = available(name)
-        if problem:
-            print(f"left out: {name}: {problem}")
-        else:
-            kept.append(name)
-    return kept
-
-
 Key = tuple[int, bool, int]
 # What has no answer in a world: learners read codes, a text query needs words.
-CODES_ONLY = ("branch", "ensemble", "cover")
+CODES_ONLY = ("branch", "ensemble", "cover", "logistic, 30,000")
 
 
 def _missing(
@@ -297,7 +309,7 @@ def draw(
 
 def sessions(args: argparse.Namespace, store: Store) -> None:
     """Five rounds of labels, on the codes of shared directions."""
-    methods = usable([m for m in args.method or SESSION_METHODS if m in SESSION_METHODS])
+    methods = [m for m in args.method or SESSION_METHODS if m in SESSION_METHODS]
     args.data = [data for data in args.data if data not in PREVALENCES]
     args.space = ["shared"]
     if args.force:
@@ -386,6 +398,85 @@ def session(
     return rows
 
 
+# --- wrong labels, and none that is right ---------------------------------------------------------
+
+
+def labels(args: argparse.Namespace, store: Store) -> None:
+    """Right and wrong labels on the same draws, and words with negatives alone; shared codes."""
+    args.data = [data for data in args.data if data not in PREVALENCES]
+    args.space = ["shared"]
+    every = list(dict.fromkeys((*LABEL_METHODS, *WORD_METHODS)))
+    methods = [m for m in args.method or every if m in every]
+    if args.force:
+        store.forget("labels", args.data, args.space, args.splits, methods)
+    for cell in cells(args):
+        columns = "labels, positives, seed, method"
+        todo = []
+        for concept in cell.concepts:
+            done = store.done("labels", cell.data, cell.space, concept.name, columns)
+            for seed in seeds(concept, args.seeds):
+                keys = [
+                    (kind, positives, seed, method)
+                    for kind in ("right", "wrong")
+                    for positives in args.positives
+                    if int(concept.truth.sum()) >= positives + 8
+                    for method in methods
+                    if method in LABEL_METHODS
+                ]
+                keys += [
+                    ("words", 0, seed, method)
+                    for method in methods
+                    if method in WORD_METHODS and concept.text is not None
+                ]
+                todo += [(concept, key) for key in keys if key not in done]
+        if not todo:
+            continue
+        world = cell.make()
+        if world is None:
+            continue
+        with world.opened(), Bar(f"labels, {cell.data}") as bar:
+            for number, (concept, key) in enumerate(todo, 1):
+                store.add("labels", labelled(world, concept, *key))
+                bar.update(number, len(todo))
+
+
+def labelled(
+    world: World, concept: Concept, kind: str, positives: int, seed: int, method: str
+) -> list[dict[str, Any]]:
+    """The figures of a method with labels of a kind."""
+    if kind == "words":
+        task = world.unlike_words(concept, seed)
+    elif kind == "wrong":
+        task = world.mislabelled(concept, positives, seed)
+    else:
+        task = world.task(concept, positives, seed, True)
+    outcome = None if task is None else METHODS[method](world, task)
+    if task is None or outcome is None:
+        return []
+    return [{
+        "data": world.data, "space": world.space, "split": concept.split, "concept": concept.name,
+        "kind": concept.kind, "labels": kind, "positives": positives, "seed": seed,
+        "method": method, **measured(outcome, task),
+    }]  # fmt: skip
+
+
+# --- speed ----------------------------------------------------------------------------------------
+
+
+def speed(args: argparse.Namespace, store: Store) -> None:
+    """Training and search times, all of one call, in place of those of the last call."""
+    sizes = [QUICK_ROWS] if args.quick else list(SPEED_ROWS)
+    rounds = learner_speed.QUICK_ROUNDS if args.quick else learner_speed.ROUNDS
+    folder = args.folder.resolve().parent if args.folder else None
+    rows = []
+    for row in learner_speed.measure(args.out.parent / "data", folder, sizes, rounds):
+        rows.append(row)
+        print(f"{row['part']}, {row['rows']:,} rows, {row['what']}: {row['method']}: "
+              f"{row['ms']:.2f} ms")  # fmt: skip
+    store.con.execute("DELETE FROM speed")
+    store.add("speed", rows)
+
+
 # --- choosing ------------------------------------------------------------------------------------
 
 
@@ -417,7 +508,7 @@ def choose(args: argparse.Namespace, store: Store) -> None:
 
 # --- the command line -----------------------------------------------------------------------------
 
-WORK = {"run": run, "sessions": sessions, "choose": choose}
+WORK = {"run": run, "sessions": sessions, "labels": labels, "speed": speed, "choose": choose}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -474,8 +565,9 @@ def main(words: list[str] | None = None) -> int:
             WORK[args.work](args, store)
         elif args.work == "all":
             run(args, store)
-            sessions(argparse.Namespace(**vars(args)), store)
-        if args.work not in ("choose", "report"):
+            for work in (sessions, labels, speed):
+                work(argparse.Namespace(**vars(args)), store)
+        if args.work in ("all", "run"):
             print(learner_report.summary(store.con, args.split or "all", args.data))
         if args.work in ("all", "report"):
             constants = {"logistic": LOGISTIC_C, "f1": LOGISTIC_C_F1, "svm": SVM_C}

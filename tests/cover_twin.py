@@ -28,6 +28,7 @@ HALVINGS = 8
 ROWS = 2000  # of the background in a regression on codes,
 FINE_ROWS = 1000  # on fine codes
 CANDIDATES = 4096
+VALLEY_WIDTH = 0.15
 BOX_TAIL = 800
 BOX_DIMS = 8
 BOX_BELOW = 0.375
@@ -151,7 +152,7 @@ class Term:
 
 
 def standardised(raw: Term, on: Matrix) -> Term:
-    """`raw` with the mean 0 and the standard deviation 1 on some rows; nothing if it is constant."""
+    """`raw` with mean 0 and standard deviation 1 on some rows; nothing if it is constant."""
     values = raw(on)
     mean = float(total(values)) / len(on)
     sd = float(np.sqrt(total((values - mean) * (values - mean)) / len(on)))
@@ -165,7 +166,7 @@ def standardised(raw: Term, on: Matrix) -> Term:
 
 @dataclass
 class Labels:
-    """Codes, or fine codes, of what is marked; and the variance in small neighbourhoods of codes."""
+    """Codes, or fine codes, of what is marked; and the variance in small neighbourhoods."""
 
     positives: Codes
     negatives: Codes
@@ -211,7 +212,7 @@ def choose(order: NDArray[np.int64], wanted: int) -> Chosen:
 
 
 def discriminate(space: Space, labels: Labels, codes: Codes) -> Chosen:
-    """Rows for the regression: first those that a linear discriminant from the moments puts first."""
+    """Rows for the regression: first those that a discriminant from the moments puts first."""
     n, dims = codes.shape
     if n <= ROWS:
         return choose(np.arange(n), ROWS)
@@ -399,9 +400,12 @@ def score(codes: Codes, terms: list[Term], out: Matrix) -> Score:
         values = np.abs((term.linear[:, None] + term.square[:, None] * x) * x).max(axis=1)
         bound = max(bound, float(total(values)) + abs(term.constant))
     shift = fitting_shift(bound)
+
+    def whole_part(part: Any) -> Any:
+        return np.floor(part * 2.0**shift + 0.5)
+
     whole = [
-        Term(*(np.floor(part * 2.0**shift + 0.5) for part in (t.linear, t.square)),
-             float(np.floor(t.constant * 2.0**shift + 0.5)))  # fmt: skip
+        Term(whole_part(t.linear), whole_part(t.square), float(whole_part(t.constant)))
         for t in terms
     ]
     scores = np.max([t(codes) for t in whole], axis=0)
@@ -446,7 +450,24 @@ def combine(
     return score(codes, [term for term, _ in ranked], out)
 
 
-def threshold(found: Score, held_out: bool, below: float) -> float:
+def valley_under(found: Score, each: float, at: float) -> float:
+    """The emptiest place a little under a cut, if rows are scarce there."""
+
+    def density(x: float) -> float:
+        low, high = x - VALLEY_WIDTH, x + VALLEY_WIDTH
+        counts = [int(np.searchsorted(-found.ranked, -end, side="right")) for end in (low, high)]
+        own = int(((found.out >= low) & (found.out < high)).sum())
+        return counts[0] - counts[1] + own / each + 0.5
+
+    highest = max(density(at + 0.1 * i) for i in range(15))
+    places = [at - 0.05 * i for i in range(25)]
+    rows = [density(place) for place in places]
+    least = min(rows)
+    scarce = least < 0.5 * highest and least < 0.5 * rows[0]
+    return places[rows.index(least)] if scarce else at
+
+
+def threshold(found: Score, held_out: bool, below: float, each: float = 1.0) -> float:
     """Where to cut, from the scores of held-out positives and of the background."""
     ranked, out = found.ranked, found.out
     top = float(ranked[min(10, len(ranked) - 1)])
@@ -469,7 +490,7 @@ def threshold(found: Score, held_out: bool, below: float) -> float:
         rates.append(max(float(total(logistic(1.702 * ((out - cuts[-1]) / width)))) / n, 1e-6))
         count = max(count + 1, count + count // 16)
     least = min(0.3, 0.9 * max(rates))
-    there = max(min(c / r for c, r in zip(counts, rates, strict=True) if r >= least), float(n))
+    there = max(min(c / r for c, r in zip(counts, rates, strict=True) if r >= least), n / each)
     f1 = [2 * min(r * there, c) / (c + there) for c, r in zip(counts, rates, strict=True)]
     counted = cuts[int(np.argmax(f1))]
     # The two are weighted by how many of those above the plain threshold would be positives.
@@ -478,6 +499,9 @@ def threshold(found: Score, held_out: bool, below: float) -> float:
     above = max(int(np.searchsorted(-ranked, -plain, side="right")), 1)
     precision = min(1.0, there * rate / above)
     weight = (1 - precision) * n / (n + 8)
+    hardly = 0.1 * min(max((n - 4) / 4, 0), 1)
+    if precision < hardly:
+        weight = 1 - precision / hardly * (1 - weight)
     return (1 - weight) * plain + weight * max(counted, plain)
 
 
@@ -566,8 +590,10 @@ def train(
     negative_weight: float = 1.0,
     guard: bool = True,
     boxes: int = 0,
+    rows: int = 0,
 ) -> dict[str, Any]:
     """The model's document, without what it says of its training."""
+    each = rows / len(randoms) if rows and len(randoms) else 1.0
     order = [randoms]
     fine_order = [] if fine is None else [fine[2]]
     if len(randoms) < 8:
@@ -588,7 +614,9 @@ def train(
         distance = score(background, [term], out)
         if distance.place() + MARGIN * len(out) < found.place():
             found, name = distance, "nearest"
-    cut = threshold(found, held_out, BELOW)
+    cut = threshold(found, held_out, BELOW, each)
+    under = valley_under(found, each, cut) if held_out else cut
+    moved, cut = cut - under, under
     model: dict[str, Any] = {"learner": name, "estimators": [], "threshold": 0}
     if fine is None or name == "nearest":
         if boxes:
@@ -607,7 +635,8 @@ def train(
         ranker(fine_space, own.part(kind), second[chosen.rows], chosen.share) for kind in kinds
     ]
     again = combine(candidates, own, kinds, ranked)
-    second_document = document(again, threshold(again, held_out, FINE_BELOW))
+    fine_cut = threshold(again, held_out, FINE_BELOW, each) - moved
+    second_document = document(again, fine_cut)
     del second_document["votes"]
     if boxes:
         model["estimators"] = [enclose(background, found, labels, least - BOX_BELOW, boxes)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import cover_twin
-import learner_twin
 import numpy as np
 import pytest
 
+import cover_twin
+import learner_twin
 from boxwood import errors, native
 
 DIMS = 32
@@ -52,6 +52,8 @@ def case(number: int) -> tuple[list[np.ndarray], dict[str, Any]]:
     if rng.random() < 0.3:
         options["negative_weight"] = float(rng.choice([0.01, 0.5, 4.0, 100.0]))
     options["guard"] = bool(rng.integers(0, 2))
+    if rng.random() < 0.5:
+        options["rows"] = int(sizes[2] * rng.integers(1, 1000))
     options["boxes"] = int(rng.choice([0, 0, 1, 6, 64]))
     return parts, options
 

@@ -984,6 +984,33 @@ def test_refine_with_fine_codes_and_two_kinds(tmp_path: Path) -> None:
     con.close()
 
 
+def test_a_fallback_is_told(tmp_path: Path) -> None:
+    """Labels that have nothing in common: sooner or later the distance to their mean is better."""
+    con = connect()
+    rng = np.random.default_rng(0)
+    codes = np.clip(rng.normal(127, 20, (2000, 32)), 0, 255).astype(np.uint8)
+    index = write_index(tmp_path / "index", np.arange(2000, dtype=np.int64), codes)
+    options = "positives := $p, guard := $g"
+    for _ in range(400):
+        arguments = {"ix": index, "p": rng.choice(2000, 5, replace=False).tolist(), "g": True}
+        query = f"SELECT learner, fallback, note, model FROM boxwood_train($ix, {options})"
+        learner, fallback, note, model = con.execute(query, arguments).fetchall()[0]
+        assert learner == ("nearest" if fallback else "cover")
+        if fallback:
+            break
+    assert fallback
+    assert note
+    query = f"SELECT id, votes, score, learner FROM boxwood_refine($ix, {options}) ORDER BY id"
+    found = con.execute(query, arguments).fetchall()
+    searched = con.execute(
+        "FROM boxwood_search($ix, model := $m) ORDER BY id", {"ix": index, "m": model}
+    ).fetchall()
+    assert found == [(*row, "nearest") for row in searched]
+    arguments["g"] = False
+    assert con.execute(f"SELECT DISTINCT learner FROM boxwood_refine($ix, {options})", arguments
+    ).fetchall() == [("cover",)]  # fmt: skip
+
+
 def test_columns_of_a_refinement_by_themselves(large: Large) -> None:
     con = connect()
     source = "boxwood_refine($ix, positives := [20, 22], learner := 'ensemble', seed := 3)"

@@ -159,6 +159,8 @@ class Answer:
     """The SQL of each learner's last round."""
     where: str = ""
     """The default learner's last model as a condition on the codes."""
+    expected: str = ""
+    """What the default learner said to expect of its last set."""
 
 
 # --- SQL ----------------------------------------------------------------------------------------
@@ -402,6 +404,8 @@ class Demo:
                 self._round(collection, answer, learner, number, person)
             answer.labels[learner] = person
         self.say("", report.text_table(Round.COLUMNS, [r.row() for r in answer.rounds]))
+        self.say("", f"What {DEFAULT} itself says of its last set, from the labels alone:")
+        self.say(f"    {answer.expected}")
         return answer
 
     def _round(
@@ -414,6 +418,7 @@ class Demo:
         where = found.model.to_sql()
         if learner == DEFAULT:
             answer.where = where
+            answer.expected = " ".join([f"{found.estimate}.", found.note]).strip()
         answer.statements[learner] = _check_counts(collection, found, where, learner, person)
         answer.last[learner] = ranked
         answer.rounds.append(
@@ -508,6 +513,10 @@ class Demo:
             parts.append(report.plot(curves, start={"by words": q.f1}))
             parts.append(
                 report.html_table(Round.COLUMNS, [r.row() for r in answer.rounds], group=0)
+            )
+            parts.append(
+                f"<p>What {DEFAULT} itself says of its last set, from the labels alone: "
+                f"{html.escape(answer.expected)}</p>"
             )
             parts.append("<h3>The SQL of the last rounds</h3>")
             parts += [report.code(sql) for sql in answer.statements.values()]

@@ -12,7 +12,8 @@
  *   larger of two terms, the model has two ("red circle or blue star").
  * - A threshold without held-out negatives: near the mean held-out score, and higher the more rows there are
  *   above it than the number of positives allows, which is at most n(t) / TPR(t) for every threshold t
- *   (Elkan and Noto 2008; Ramaswamy, Scott and Tewari 2016 estimate mixture proportions by such bounds).
+ *   (the bound that Blanchard, Lee and Scott, "Semi-Supervised Novelty Detection", 2010, estimate by).
+ *   Where the rows under it thin out, it goes down to there.
  * - If the collection has fine codes and rerank is asked for: the same regression on these, for rows that
  *   come near the threshold.
  *
@@ -21,7 +22,7 @@
  * products and sums are not contracted (CMakeLists.txt). Rows of the background are scored in integers.
  *
  * Work is bounded: at most LABELS positives and negatives (evenly spaced ones of more), 2,000 rows of the
- * background in a regression (1,000 with fine codes), 10 Newton steps and 2 more a fold. */
+ * background in a regression (1,000 with fine codes), 8 Newton steps and 2 more a fold. */
 /* clang-format on */
 #include "train.h"
 
@@ -58,13 +59,16 @@
 #define MARGIN_FINE 0.5 /* rows so far below the threshold of codes are looked at by their fine codes */
 #define BELOW 0.5       /* how far under the mean held-out score the threshold is by itself: most F1 on the */
 #define FINE_BELOW 0.7  /* development halves of benchmarks/learners.py */
+#define VALLEY_WIDTH 0.15
+#define VALLEY_REACH 25    /* steps of 0.05 down, */
+#define VALLEY_REACH_UP 15 /* and of 0.1 up */
 #define MAX_BOXES 64
 #define BOX_DIMS 8
 #define BOX_TAIL 800    /* one row in so many is left out at each end of a range */
 #define BOX_BELOW 0.375 /* rows so far under the threshold are enclosed as well */
 #define UNLIKE 1.0 /* a positive whose held-out score is so far under the threshold is unlike the others */
-#define CUTS                                                                                                 \
-    192 /* thresholds that are looked at: ranks 1, 2, .. 32, then by sixteenths, to 100,000 and more */
+/* Thresholds that are looked at: ranks 1, 2, .. 32, then by sixteenths, to 130,000 and more. */
+#define CUTS 192
 #define CHUNK 8 /* doubles: columns of matrices are padded to these */
 
 /* Rows of the background that stand for all of it. */
@@ -679,6 +683,7 @@ typedef struct cut {
     double at;
     double there; /* positives in the background, at most; 0 without held-out scores */
     double width; /* of the smoothing of held-out scores */
+    double moved; /* how far down the rows' thinning out moved it */
 } cut;
 
 /* The share of held-out positives above a value, smoothed. `scratch` has room for 2 n_out. */
@@ -694,8 +699,38 @@ static double rate_above(const score *s, double at, double width, double *scratc
     return rate / (double)s->n_out;
 }
 
-/* Where to cut. Without held-out scores: a little under the best rows of the background. */
-static cut find_cut(const score *s, double below, double *scratch) {
+/* Rows that score within VALLEY_WIDTH of a value, held-out positives among them, and half a row. */
+static double density(const score *s, double rows_each, double at) {
+    double low = at - VALLEY_WIDTH, high = at + VALLEY_WIDTH;
+    size_t own = 0;
+    for (size_t i = 0; i < s->n_out; i++) {
+        own += s->out[i] >= low && s->out[i] < high;
+    }
+    return (double)(count_above(s, low) - count_above(s, high)) + (double)own / rows_each + 0.5;
+}
+
+/* The emptiest place a little under a cut, if rows are scarce there: people mark what is easy to find, so
+ * that held-out positives score higher than the others of their kind, which then end where the rows thin out.
+ */
+static double valley_under(const score *s, double rows_each, double at) {
+    double highest = 0, least = DBL_MAX, here = density(s, rows_each, at), best = at;
+    for (int i = 0; i < VALLEY_REACH_UP; i++) {
+        double rows = density(s, rows_each, at + 0.1 * i);
+        highest = rows > highest ? rows : highest;
+    }
+    for (int i = 0; i < VALLEY_REACH; i++) {
+        double rows = density(s, rows_each, at - 0.05 * i);
+        if (rows < least) {
+            least = rows;
+            best = at - 0.05 * i;
+        }
+    }
+    return least < 0.5 * highest && least < 0.5 * here ? best : at;
+}
+
+/* Where to cut, when a row of the background stands for rows_each of the collection. Without held-out scores:
+ * a little under the best rows. */
+static cut find_cut(const score *s, double below, bool valley, double rows_each, double *scratch) {
     size_t n = s->n_out;
     double top = s->sorted[s->n > 10 ? 10 : s->n - 1] / s->unit;
     if (n == 0) {
@@ -735,7 +770,7 @@ static cut find_cut(const score *s, double below, double *scratch) {
             there = (double)counts[i] / rates[i];
         }
     }
-    there = there > (double)n ? there : (double)n;
+    there = there > (double)n / rows_each ? there : (double)n / rows_each; /* as many again as are known */
     for (uint32_t i = 0; i < steps; i++) {
         double right = rates[i] * there < (double)counts[i] ? rates[i] * there : (double)counts[i];
         double f1 = 2 * right / ((double)counts[i] + there);
@@ -751,8 +786,13 @@ static cut find_cut(const score *s, double below, double *scratch) {
     double precision = there * rate / (double)(above > 1 ? above : 1);
     precision = precision < 1 ? precision : 1;
     double weight = (1 - precision) * (double)n / ((double)n + 8);
+    double hardly = 0.1 * fmin(fmax(((double)n - 4) / 4, 0), 1);
+    if (precision < hardly) { /* so few of those above the plain threshold can be right */
+        weight = 1 - precision / hardly * (1 - weight);
+    }
     double at = (1 - weight) * plain + weight * (counted > plain ? counted : plain);
-    return (cut){at, there, width};
+    double under = valley ? valley_under(s, rows_each, at) : at;
+    return (cut){under, there, width, at - under};
 }
 
 /* ---- the learner ---- */
@@ -1354,7 +1394,7 @@ static void advise(const bw_training *training, const score *s, const cut *c) {
     if (training->stats->fallback) {
         used = (size_t)snprintf(note, room,
                                 "held-out positives rank higher by their distance to the mean of the others, "
-                                "so the ranking is by that; mark more images. ");
+                                "so the ranking is by that; mark more images");
     }
     size_t first[3] = {0};
     for (size_t i = 0; i < s->n_out && s->n_out >= 4; i++) {
@@ -1369,7 +1409,8 @@ static void advise(const bw_training *training, const score *s, const cut *c) {
         return;
     }
     used += (size_t)snprintf(note + used, room - used,
-                             "%zu of %zu positives look unlike the others: ", unlike, s->n_out);
+                             "%s%zu of %zu positives look unlike the others: ", used > 0 ? ". " : "", unlike,
+                             s->n_out);
     for (size_t i = 0; i < unlike && i < 3 && used < room; i++) {
         long long id = training->ids ? (long long)training->ids[first[i]] : (long long)first[i];
         used += (size_t)snprintf(note + used, room - used, "%s%lld", i > 0 ? ", " : "", id);
@@ -1409,7 +1450,7 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
     }
     cut at = {0}, fine_at = {0};
     if (status == BW_OK) {
-        at = find_cut(&w.score, BELOW, w.scratch);
+        at = find_cut(&w.score, BELOW, true, training->rows_each, w.scratch);
     }
     if (status == BW_OK && training->fine && !fallen) {
         labels of_fine = l;
@@ -1423,7 +1464,8 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
         at.at -= MARGIN_FINE;
         status = learn_fine(training, &w, &of_fine, terms, at.at, error);
         if (status == BW_OK) {
-            fine_at = find_cut(&w.fine_score, FINE_BELOW, w.scratch);
+            fine_at = find_cut(&w.fine_score, FINE_BELOW, false, training->rows_each, w.scratch);
+            fine_at.at -= at.moved; /* the same labels are as easy to find by these */
             w.fine_score.terms.threshold = (int64_t)floor(fine_at.at * w.fine_score.unit + 0.5);
         }
     }

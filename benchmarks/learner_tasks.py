@@ -37,9 +37,10 @@ DEV_SEED = 100
 
 def unit(rows: NDArray[Any]) -> Floats:
     """Rows as float32 of length 1; a row of zeros stays one."""
-    rows = rows.astype(np.float32)
-    norms: Floats = np.linalg.norm(rows, axis=-1, keepdims=True)
-    out: Floats = rows / np.where(norms > 0, norms, np.float32(1))
+    floats: Floats = rows.astype(np.float32)
+    norms: Floats = np.linalg.norm(floats, axis=-1, keepdims=True).astype(np.float32)
+    norms[norms == 0] = 1
+    out: Floats = floats / norms
     return out
 
 

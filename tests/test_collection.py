@@ -756,7 +756,7 @@ def check_estimate(estimate: boxwood.Estimate) -> None:
         if share is not None:
             low, value, high = share
             assert 0 <= low <= value <= high <= 1
-    assert estimate.known == (estimate != boxwood.Estimate())
+    assert estimate.known == (estimate.precision is not None or estimate.recall is not None)
 
 
 def test_what_a_refinement_says_of_itself(photos: Collection) -> None:
@@ -766,7 +766,9 @@ def test_what_a_refinement_says_of_itself(photos: Collection) -> None:
     assert found.learner in ("cover", "nearest")
     assert found.estimate.rows is not None
     assert found.stats["held_out"] <= 20
-    assert repr(found).startswith(f"Refined({found.count:,} images by {found.learner!r}; about ")
+    assert repr(found).startswith(
+        f"Refined({found.count:,} images by {found.learner!r}; expected precision"
+    )
     page = found._repr_html_()
     assert f"{found.count:,}" in page
     assert str(found.estimate) in page
@@ -775,16 +777,15 @@ def test_what_a_refinement_says_of_itself(photos: Collection) -> None:
         assert other.estimate == boxwood.Estimate()
         assert not other.estimate.known
         assert other.note == ""
-        assert "about" not in repr(other) + other._repr_html_()
+        assert "expected" not in repr(other) + other._repr_html_()
 
 
 def test_estimates_in_words() -> None:
     share = (0.71, 0.834, 0.92)
     estimate = boxwood.Estimate(1412.4, share, (0.6, 0.77, 0.88))
-    assert str(estimate) == (
-        "about 1,412 images match; expected precision 0.83 (0.71-0.92), recall 0.77 (0.60-0.88)"
-    )
-    assert str(boxwood.Estimate(rows=7)) == "about 7 images match"
+    assert str(estimate) == ("expected precision 0.83 (0.71-0.92), recall 0.77 (0.60-0.88)")
+    assert str(boxwood.Estimate(rows=7)) == "nothing is known"
+    assert not boxwood.Estimate(rows=7).known
     assert str(boxwood.Estimate(recall=share)) == "expected recall 0.83 (0.71-0.92)"
     assert str(boxwood.Estimate()) == "nothing is known"
 

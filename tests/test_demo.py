@@ -137,9 +137,9 @@ def test_the_report_says_the_same_and_needs_nothing_else(ran: tuple[Path, str]) 
     pictures = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(pictures) >= len(demo.QUERIES)
     assert "The model of cover as a condition on the codes" in page
-    says = re.findall(r"from the labels alone:\n    (about [\d,]+ images match.*)\n", ran[1])
+    says = re.findall(r"from the labels alone:\n    (expected precision .*)\n", ran[1])
     assert len(says) == len(demo.QUERIES)
-    said = re.findall(r"from the labels alone: (about .*?)</p>", page)
+    said = re.findall(r"from the labels alone: (expected .*?)</p>", page)
     assert [html.unescape(text) for text in said] == says
     for data in pictures:
         assert image_module.open(io.BytesIO(base64.b64decode(data))).width > 60

@@ -130,14 +130,12 @@ class Estimate:
             for name, value in (("precision", self.precision), ("recall", self.recall))
             if value is not None
         ]
-        expected = [f"expected {', '.join(parts)}"] if parts else []
-        about = [] if self.rows is None else [f"about {self.rows:,.0f} images match"]
-        return "; ".join(about + expected) or "nothing is known"
+        return f"expected {', '.join(parts)}" if parts else "nothing is known"
 
     @property
     def known(self) -> bool:
-        """Whether anything is known."""
-        return self != Estimate()
+        """Whether anything is known of precision or recall."""
+        return self.precision is not None or self.recall is not None
 
 
 @dataclass(frozen=True, repr=False)

@@ -1388,7 +1388,8 @@ static void advise(const bw_training *training, const score *s, const cut *c) {
     char *note = training->stats->note;
     size_t room = sizeof training->stats->note, unlike = 0, used = 0;
     if (s->n_out == 0) {
-        snprintf(note, room, "a single example: nothing tells how well this works; mark more images");
+        snprintf(note, room, "%s: nothing tells how well this works; mark images that are right",
+                 training->n_positives == 0 ? "words or a code alone" : "a single example");
         return;
     }
     if (training->stats->fallback) {

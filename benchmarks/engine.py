@@ -92,7 +92,13 @@ class Index:
 
     def train(self, positives: NDArray[np.int64], negatives: NDArray[np.int64], seed: int) -> Any:
         """An ensemble of 25 on labelled ids, with 500 random negatives."""
-        options = ffi.new("bw_train_options *", [lib.BW_LEARNER_ENSEMBLE, 25, 500, 1.0, seed])
+        options = ffi.new(
+            "bw_train_options *",
+            {
+                "learner": lib.BW_LEARNER_ENSEMBLE, "estimators": 25, "random_negatives": 500,
+                "negative_weight": 1.0, "seed": seed, "prior": 1,
+            },
+        )  # fmt: skip
         out = ffi.new("bw_model **")
         call(
             lib.bw_train, self._index, ffi.from_buffer("int64_t[]", positives), len(positives),

@@ -790,10 +790,10 @@ METHOD = """\
   third, fifth .. of the real classes (the largest first), which are `dev`, and on words of the
   scene world in a sample of its own; those of them that are concepts here are in `dev` too. The
   halves had their names the other way round before; they were exchanged when it was found that
-  `cover` had been tuned on what was called `test`, before it was measured on either half alone, and
-  C was chosen again. How `cover` works, as against its constants, was worked out with all real
-  classes in sight, and its intervals were checked on all: the test half is new to its constants,
-  not to its makers. So the goals are shown for both halves together as well.
+  `cover` had been tuned on what was called `test`, before this program had measured it on either
+  half alone, and C was chosen again. How `cover` works, as against its constants, was worked out
+  with all real classes in sight, and its intervals were checked on all: the test half is new to its
+  constants, not to its makers. So the goals are shown for both halves together as well.
 - The goals come from a study on another collection: 9,338 vectors, of which 16 classes counted.
   Here there are 12 classes in 4,986 rows, 42 to 392 rows each. 32 positives use up 40 to 76% of the
   rows of the six smallest: what is left to find is little, and a method that does not learn from

@@ -27,8 +27,7 @@ STEPS, FOLD_STEPS = 8, 2
 HALVINGS = 8
 ROWS = 2000  # of the background in a regression on codes,
 FINE_ROWS = 1000  # on fine codes
-CANDIDATES = 4096
-VALLEY_WIDTH = 0.15
+ENCLOSED = 4096
 BOX_TAIL = 800
 BOX_DIMS = 8
 BOX_BELOW = 0.375
@@ -450,23 +449,6 @@ def combine(
     return score(codes, [term for term, _ in ranked], out)
 
 
-def valley_under(found: Score, each: float, at: float) -> float:
-    """The emptiest place a little under a cut, if rows are scarce there."""
-
-    def density(x: float) -> float:
-        low, high = x - VALLEY_WIDTH, x + VALLEY_WIDTH
-        counts = [int(np.searchsorted(-found.ranked, -end, side="right")) for end in (low, high)]
-        own = int(((found.out >= low) & (found.out < high)).sum())
-        return counts[0] - counts[1] + own / each + 0.5
-
-    highest = max(density(at + 0.1 * i) for i in range(15))
-    places = [at - 0.05 * i for i in range(25)]
-    rows = [density(place) for place in places]
-    least = min(rows)
-    scarce = least < 0.5 * highest and least < 0.5 * rows[0]
-    return places[rows.index(least)] if scarce else at
-
-
 def threshold(found: Score, held_out: bool, below: float, each: float = 1.0) -> float:
     """Where to cut, from the scores of held-out positives and of the background."""
     ranked, out = found.ranked, found.out
@@ -513,8 +495,8 @@ def enclose(
 ) -> list[list[list[int]]]:
     """At most `wanted` boxes around the positives and the rows that score at least `least`."""
     assert labels.prior is not None
-    above = min(int(np.searchsorted(-found.ranked, -least, side="right")), CANDIDATES)
-    order = np.argsort(-found.scores, kind="stable")[:above]
+    above = int(np.searchsorted(-found.ranked, -least, side="right"))
+    order = np.argsort(-found.scores, kind="stable")[spaced(above, ENCLOSED)]
     codes = np.vstack([labels.positives, background[order]])
     rows = codes / np.sqrt(labels.prior)
     k = min(wanted, len(rows))
@@ -615,8 +597,6 @@ def train(
         if distance.place() + MARGIN * len(out) < found.place():
             found, name = distance, "nearest"
     cut = threshold(found, held_out, BELOW, each)
-    under = valley_under(found, each, cut) if held_out else cut
-    moved, cut = cut - under, under
     model: dict[str, Any] = {"learner": name, "estimators": [], "threshold": 0}
     if fine is None or name == "nearest":
         if boxes:
@@ -630,12 +610,12 @@ def train(
     chosen = choose(order_of, FINE_ROWS)
     fine_space = Space(second[chosen.rows].astype(float), chosen.share)
     near = int(np.searchsorted(-found.ranked, -least, side="right"))
-    candidates = second[order_of[: max(1, min(near, CANDIDATES))]]
+    candidates = second[order_of[: max(1, near)]]
     ranked = [
         ranker(fine_space, own.part(kind), second[chosen.rows], chosen.share) for kind in kinds
     ]
     again = combine(candidates, own, kinds, ranked)
-    fine_cut = threshold(again, held_out, FINE_BELOW, each) - moved
+    fine_cut = threshold(again, held_out, FINE_BELOW, each)
     second_document = document(again, fine_cut)
     del second_document["votes"]
     if boxes:

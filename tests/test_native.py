@@ -323,16 +323,34 @@ def test_cover_is_trained_against_all_rows_of_small_segments(index: native.Index
     near = index.knn(clustered_codes(1), 60)[0][0]
     right, wrong = np.sort(near[:20]), np.sort(near[40:])
     ids, codes = index.rows()
-    others = codes[~np.isin(ids, np.concatenate([right, wrong]))]
+    others = codes[np.argsort(ids)][~np.isin(np.sort(ids), np.concatenate([right, wrong]))]
     labels = index.codes(right), index.codes(wrong)
     by_id, stats = index.train(right, wrong)
     by_code, _ = native.train_codes(*labels, others, quantizer="quantizer")
     assert by_id.to_json() == by_code.to_json()
     assert stats.random_negatives == len(others)
     assert stats.rows == index.count(by_id)
+    boxed, stats = index.train(right, wrong, boxes=6)
+    assert stats.rows >= index.count(boxed)
+    every, stats = index.train(ids)
+    assert np.isnan(stats.rows)
+    assert "hardly any other" in stats.note
+    assert index.count(every) > 0
+    with pytest.raises(errors.InputError, match="too few for cover; give 100"):
+        index.train(right, wrong, random_negatives=99)
     few, stats = index.train(right, wrong, random_negatives=500)
     assert 480 <= stats.random_negatives <= 500
     assert few.to_json() != by_id.to_json()
+
+
+def test_cover_does_not_depend_on_segments(tmp_path: Path, index: native.Index) -> None:
+    ids, codes = index.rows()
+    one = write(tmp_path, [(ids, codes)])
+    near = index.knn(clustered_codes(1), 60)[0][0]
+    assert (
+        one.train(near[:20], near[50:])[0].to_json()
+        == index.train(near[:20], near[50:])[0].to_json()
+    )
 
 
 def test_explain(index: native.Index) -> None:

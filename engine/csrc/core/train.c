@@ -11,7 +11,8 @@
 
 #define MAX_LABELS 1000000
 #define MAX_RANDOMS 100000
-#define MAX_COVER_BOXES 64
+#define LEAST_BACKGROUND 100
+#define SMALL_INDEX 1000000 /* rows: all blocks of samples are looked at */
 #define VOTE_SHIFT 21
 #define PRIOR_NEIGHBOURS 4
 #define PRIOR_ALONE 16384                 /* 8^2 in 1/256 */
@@ -27,13 +28,16 @@ static int32_t check_options(const bw_train_options *options, bw_error *error) {
                        options->learner, BW_LEARNER_BRANCH, BW_LEARNER_ENSEMBLE, BW_LEARNER_COVER);
     }
     bool cover = options->learner == BW_LEARNER_COVER;
-    if (options->boxes > MAX_COVER_BOXES || (options->boxes > 0 && !cover)) {
+    if (options->boxes > BW_MAX_COVER_BOXES || (options->boxes > 0 && !cover)) {
         return bw_fail(error, BW_INVALID, "train: boxes: %u; give 0..%d, and 0 for other learners than cover",
-                       options->boxes, MAX_COVER_BOXES);
+                       options->boxes, BW_MAX_COVER_BOXES);
     }
     if ((options->rerank != 0 && options->rerank != 1) || (options->rerank && !cover)) {
         return bw_fail(error, BW_INVALID, "train: rerank: %d is not 0 or 1, or the learner is not cover",
                        options->rerank);
+    }
+    if (options->query_fine && !options->query) {
+        return bw_fail(error, BW_INVALID, "train: query_fine is a query's fine code: give the query as well");
     }
     if (options->guard != 0 && options->guard != 1) {
         return bw_fail(error, BW_INVALID, "train: guard: %d is not 0 or 1", options->guard);
@@ -195,7 +199,8 @@ static int32_t run(bw_training *training, bw_model **model, bw_train_stats *stat
     own.recall = own.recall_low = own.recall_high = own.rows = NAN;
     training->stats = &own;
     bool cover = options->learner == BW_LEARNER_COVER;
-    if (!cover && training->n_positives == 0) {
+    size_t given = training->n_positives;
+    if (!cover && given == 0) {
         training->positives = options->query;
         training->n_positives = 1;
     }
@@ -215,7 +220,7 @@ static int32_t run(bw_training *training, bw_model **model, bw_train_stats *stat
         }
     }
     if (!status && stats) {
-        own.positives = (uint32_t)training->n_positives;
+        own.positives = (uint32_t)given;
         own.negatives = (uint32_t)training->n_negatives;
         own.random_negatives = (uint32_t)training->n_randoms;
         own.estimators = (*model)->estimators;
@@ -312,12 +317,50 @@ static int compare_places(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
+typedef struct drawn_row {
+    int64_t id;
+    size_t place;
+} drawn_row;
+
+/* All rows in the order of their ids, so that training on them does not depend on segments. */
+static int32_t sort_sample(gathered *g, bw_error *error) {
+    size_t given = g->positives + g->negatives, n = g->randoms;
+    const int64_t *drawn = g->ids + 2 * given;
+    drawn_row *rows = bw_alloc_array(n + 1, sizeof *rows);
+    uint8_t *codes = bw_alloc_array(given + n + 1, BW_DIMS);
+    const uint8_t **fine = bw_alloc_array(n + 1, sizeof *fine);
+    if (!rows || !codes || !fine) {
+        bw_free(rows);
+        bw_free(codes);
+        bw_free(fine);
+        return bw_fail_nomem(error, (given + n) * (BW_DIMS + 24));
+    }
+    for (size_t i = 0; i < n; i++) {
+        rows[i] = (drawn_row){drawn[i], i};
+    }
+    qsort(rows, n, sizeof *rows, compare_ids); /* the id comes first in it */
+    memcpy(codes, g->codes, given * BW_DIMS);
+    for (size_t i = 0; i < n; i++) {
+        memcpy(codes + (given + i) * BW_DIMS, g->codes + (given + rows[i].place) * BW_DIMS, BW_DIMS);
+        fine[i] = g->randoms_fine[rows[i].place];
+    }
+    bw_free(rows);
+    bw_free(g->codes);
+    bw_free(g->randoms_fine);
+    g->codes = codes;
+    g->randoms_fine = fine;
+    return BW_OK;
+}
+
 /* Rows of the samples that segments carry, but labelled ones: at most `wanted`, evenly. Reading these costs a
  * few pages a segment, where rows drawn from all would cost two each. */
 static int32_t take_sample(const bw_index *index, size_t wanted, gathered *g, bw_error *error) {
     size_t given = g->positives + g->negatives, available = 0, seen = 0;
+    int64_t *drawn = g->ids + 2 * given;
     bw_sample sample = {0};
-    int32_t status = bw_sample_draw(index, (uint32_t)(wanted / BW_BLOCK_ROWS + 1), &sample, error);
+    /* A block of a large segment's sample is an even sample by itself; one of a small segment is not. */
+    uint64_t blocks = index->info.rows <= SMALL_INDEX ? UINT32_MAX : wanted / BW_BLOCK_ROWS + 1;
+    int32_t status = bw_sample_draw(index, (uint32_t)blocks, &sample, error);
     g->places = bw_alloc_array(given + 1, sizeof *g->places);
     g->randoms_fine = bw_alloc_array(wanted + 1, sizeof *g->randoms_fine);
     if (!status && (!g->places || !g->randoms_fine)) {
@@ -350,11 +393,12 @@ static int32_t take_sample(const bw_index *index, size_t wanted, gathered *g, bw
             for (uint32_t d = 0; d < BW_DIMS; d++) {
                 code[d] = block->codes[d * BW_BLOCK_ROWS + r];
             }
+            drawn[g->randoms] = segment->ids[row];
             g->randoms_fine[g->randoms++] = segment->fine ? segment->fine + (size_t)row * BW_FINE_DIMS : NULL;
         }
     }
     bw_free(sample.block);
-    return status;
+    return status || available < index->info.rows ? status : sort_sample(g, error);
 }
 
 static int32_t collect(const bw_index *index, const int64_t *positives, size_t n_positives,
@@ -414,6 +458,13 @@ int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_posit
     int32_t status = check_options(options, error);
     if (!status) {
         status = check_counts(n_positives, n_negatives, options, error);
+    }
+    if (!status && options->learner == BW_LEARNER_COVER && options->random_negatives < LEAST_BACKGROUND) {
+        status =
+            bw_fail(error, BW_INVALID,
+                    "train: random_negatives: %u rows of the collection are too few for cover; give %d or "
+                    "more, or leave it out",
+                    options->random_negatives, LEAST_BACKGROUND);
     }
     if (!status && options->rerank && index->info.fingerprints.fine[0] == '\0') {
         status = bw_fail(error, BW_INVALID,

@@ -13,7 +13,6 @@
  * - A threshold without held-out negatives: near the mean held-out score, and higher the more rows there are
  *   above it than the number of positives allows, which is at most n(t) / TPR(t) for every threshold t
  *   (the bound that Blanchard, Lee and Scott, "Semi-Supervised Novelty Detection", 2010, estimate by).
- *   Where the rows under it thin out, it goes down to there.
  * - If the collection has fine codes and rerank is asked for: the same regression on these, for rows that
  *   come near the threshold.
  *
@@ -49,23 +48,21 @@
 #define MEASURED 4096 /* background rows that moments and standard deviations are taken from */
 #define LEAST_KIND 3  /* positives of each kind, where there are two */
 #define MEANS_STEPS 10
+#define FEW 8 /* rows of the collection that are too few to learn from */
 #define TINY 1e-9
 #define NEAR_ZERO 1e-12 /* a gradient of a millionth of the first one's length is none */
 #define MARGIN 49152    /* 0.75 bits: how much higher held-out positives must rank for a second term */
 #define SCORE_BITS 30
 #define MAX_SHIFT 30
 #define LABELS 16384
-#define CANDIDATES 4096 /* background rows that a threshold of fine codes is found by */
+#define ENCLOSED 4096   /* background rows that boxes are made around */
 #define MARGIN_FINE 0.5 /* rows so far below the threshold of codes are looked at by their fine codes */
 #define BELOW 0.5       /* how far under the mean held-out score the threshold is by itself: most F1 on the */
 #define FINE_BELOW 0.7  /* development halves of benchmarks/learners.py */
-#define VALLEY_WIDTH 0.15
-#define VALLEY_REACH 25    /* steps of 0.05 down, */
-#define VALLEY_REACH_UP 15 /* and of 0.1 up */
-#define MAX_BOXES 64
 #define BOX_DIMS 8
 #define BOX_TAIL 800    /* one row in so many is left out at each end of a range */
 #define BOX_BELOW 0.375 /* rows so far under the threshold are enclosed as well */
+#define MANY 0.3        /* a share of the collection that is a lot to match */
 #define UNLIKE 1.0 /* a positive whose held-out score is so far under the threshold is unlike the others */
 /* Thresholds that are looked at: ranks 1, 2, .. 32, then by sixteenths, to 130,000 and more. */
 #define CUTS 192
@@ -683,7 +680,6 @@ typedef struct cut {
     double at;
     double there; /* positives in the background, at most; 0 without held-out scores */
     double width; /* of the smoothing of held-out scores */
-    double moved; /* how far down the rows' thinning out moved it */
 } cut;
 
 /* The share of held-out positives above a value, smoothed. `scratch` has room for 2 n_out. */
@@ -699,38 +695,9 @@ static double rate_above(const score *s, double at, double width, double *scratc
     return rate / (double)s->n_out;
 }
 
-/* Rows that score within VALLEY_WIDTH of a value, held-out positives among them, and half a row. */
-static double density(const score *s, double rows_each, double at) {
-    double low = at - VALLEY_WIDTH, high = at + VALLEY_WIDTH;
-    size_t own = 0;
-    for (size_t i = 0; i < s->n_out; i++) {
-        own += s->out[i] >= low && s->out[i] < high;
-    }
-    return (double)(count_above(s, low) - count_above(s, high)) + (double)own / rows_each + 0.5;
-}
-
-/* The emptiest place a little under a cut, if rows are scarce there: people mark what is easy to find, so
- * that held-out positives score higher than the others of their kind, which then end where the rows thin out.
- */
-static double valley_under(const score *s, double rows_each, double at) {
-    double highest = 0, least = DBL_MAX, here = density(s, rows_each, at), best = at;
-    for (int i = 0; i < VALLEY_REACH_UP; i++) {
-        double rows = density(s, rows_each, at + 0.1 * i);
-        highest = rows > highest ? rows : highest;
-    }
-    for (int i = 0; i < VALLEY_REACH; i++) {
-        double rows = density(s, rows_each, at - 0.05 * i);
-        if (rows < least) {
-            least = rows;
-            best = at - 0.05 * i;
-        }
-    }
-    return least < 0.5 * highest && least < 0.5 * here ? best : at;
-}
-
 /* Where to cut, when a row of the background stands for rows_each of the collection. Without held-out scores:
  * a little under the best rows. */
-static cut find_cut(const score *s, double below, bool valley, double rows_each, double *scratch) {
+static cut find_cut(const score *s, double below, double rows_each, double *scratch) {
     size_t n = s->n_out;
     double top = s->sorted[s->n > 10 ? 10 : s->n - 1] / s->unit;
     if (n == 0) {
@@ -791,8 +758,7 @@ static cut find_cut(const score *s, double below, bool valley, double rows_each,
         weight = 1 - precision / hardly * (1 - weight);
     }
     double at = (1 - weight) * plain + weight * (counted > plain ? counted : plain);
-    double under = valley ? valley_under(s, rows_each, at) : at;
-    return (cut){under, there, width, at - under};
+    return (cut){at, there, width};
 }
 
 /* ---- the learner ---- */
@@ -820,7 +786,7 @@ static void background_free(background *b) {
 
 /* The rows drawn from the collection; where these are few, the labelled ones belong to it as well. */
 static int32_t background_make(const bw_training *training, background *b, bw_error *error) {
-    size_t few = training->n_randoms < 8 ? training->n_positives + training->n_negatives + 1 : 0;
+    size_t few = training->n_randoms < FEW ? training->n_positives + training->n_negatives + 1 : 0;
     b->rows = bw_alloc_array(training->n_randoms + few, sizeof *b->rows);
     if (!b->rows) {
         return bw_fail_nomem(error, (training->n_randoms + few) * sizeof *b->rows);
@@ -1124,7 +1090,6 @@ static int32_t learn_fine(const bw_training *training, learner *w, const labels 
         status = rank(training, &s, &part, codes, &c, &r[kind], error);
     }
     size_t near = count_above(&w->score, least);
-    near = near < CANDIDATES ? near : CANDIDATES;
     near = near > 1 ? near : 1;
     const uint8_t **candidates = bw_alloc_array(near, sizeof *candidates);
     for (size_t i = 0; candidates && i < near; i++) {
@@ -1278,8 +1243,7 @@ static int32_t enclose(learner *w, const labels *l, double least, uint32_t wante
                        uint32_t *n_boxes, bw_error *error) {
     background *b = &w->background;
     size_t above = count_above(&w->score, least), n = l->n_positives;
-    above = above < CANDIDATES ? above : CANDIDATES;
-    size_t rows = n + above;
+    size_t enclosed = above < ENCLOSED ? above : ENCLOSED, rows = n + enclosed;
     uint32_t k = rows < wanted ? (uint32_t)rows : wanted;
     const uint8_t **codes = bw_alloc_array(rows + 1, sizeof *codes);
     double *scaled = bw_alloc_array(rows + 1, (BW_DIMS + 1) * sizeof *scaled);
@@ -1290,7 +1254,7 @@ static int32_t enclose(learner *w, const labels *l, double least, uint32_t wante
     if (enough) {
         sort_scores(w->score.scores, b->n, b->keys, b->order);
         for (size_t i = 0; i < rows; i++) {
-            codes[i] = i < n ? l->positives[i] : b->rows[b->order[i - n]];
+            codes[i] = i < n ? l->positives[i] : b->rows[b->order[spaced(i - n, above, enclosed)]];
             for (uint32_t d = 0; d < BW_DIMS; d++) {
                 scaled[i * BW_DIMS + d] = codes[i][d] / sqrt(l->prior[d]);
             }
@@ -1368,6 +1332,9 @@ static int32_t make_model(const bw_training *training, learner *w, const bw_rang
 static void estimate(const bw_training *training, const score *s, const cut *c, double *scratch) {
     bw_train_stats *stats = training->stats;
     size_t above = count_above(s, c->at);
+    if (training->n_randoms < FEW) { /* the background then holds the labels themselves */
+        return;
+    }
     stats->rows = (double)above * training->rows_each;
     if (s->n_out == 0) {
         return;
@@ -1380,24 +1347,41 @@ static void estimate(const bw_training *training, const score *s, const cut *c, 
     stats->recall_low = fmax(stats->recall - recall_half, 0);
     stats->recall_high = fmin(stats->recall + recall_half, 1);
     stats->precision_low = fmax(stats->precision - precision_half, 0);
+    if (stats->fallback || (double)above > MANY * (double)s->n) {
+        stats->precision_low = 0; /* labels that have nothing in common end here, too */
+    }
     stats->precision_high = fmin(stats->precision + precision_half, 1);
 }
 
-/* What people should know about their labels. */
-static void advise(const bw_training *training, const score *s, const cut *c) {
-    char *note = training->stats->note;
-    size_t room = sizeof training->stats->note, unlike = 0, used = 0;
-    if (s->n_out == 0) {
-        snprintf(note, room, "%s: nothing tells how well this works; mark images that are right",
-                 training->n_positives == 0 ? "words or a code alone" : "a single example");
-        return;
+/* Adds to the note, after what is there, if all of it fits. */
+static void add_note(bw_train_stats *stats, const char *text) {
+    size_t used = strlen(stats->note), room = sizeof stats->note - used;
+    if (strlen(text) + 3 <= room) {
+        snprintf(stats->note + used, room, "%s%s", used > 0 ? "; " : "", text);
     }
-    if (training->stats->fallback) {
-        used = (size_t)snprintf(note, room,
-                                "held-out positives rank higher by their distance to the mean of the others, "
-                                "so the ranking is by that; mark more images");
+}
+
+/* What people should know about their labels. `n` background rows were looked at. */
+static void advise(const bw_training *training, const score *s, const cut *c, size_t n) {
+    bw_train_stats *stats = training->stats;
+    char text[sizeof stats->note];
+    size_t first[3] = {0}, unlike = 0;
+    if (training->n_randoms < FEW) {
+        add_note(stats, "there are hardly any other images to tell these from");
+    } else if (s->n_out == 0) {
+        add_note(stats,
+                 training->n_positives == 0
+                     ? "words or a code alone: nothing tells how well this works; mark images that are right"
+                     : "a single example: nothing tells how well this works; mark more images");
     }
-    size_t first[3] = {0};
+    if (stats->fallback) {
+        add_note(stats,
+                 "held-out positives rank higher by distance to the mean of the others, so that is the "
+                 "ranking; mark more images");
+    }
+    if (n >= FEW && (double)count_above(s, c->at) > MANY * (double)n) {
+        add_note(stats, "much of the collection matches: the positives may have little in common");
+    }
     for (size_t i = 0; i < s->n_out && s->n_out >= 4; i++) {
         if (s->out[i] < c->at - UNLIKE) {
             if (unlike < 3) {
@@ -1409,16 +1393,13 @@ static void advise(const bw_training *training, const score *s, const cut *c) {
     if (unlike == 0 || unlike * 3 > s->n_out) { /* many: it is not they who are wrong */
         return;
     }
-    used += (size_t)snprintf(note + used, room - used,
-                             "%s%zu of %zu positives look unlike the others: ", used > 0 ? ". " : "", unlike,
-                             s->n_out);
-    for (size_t i = 0; i < unlike && i < 3 && used < room; i++) {
+    int used = snprintf(text, sizeof text, "%zu of %zu positives look unlike the others: ", unlike, s->n_out);
+    for (size_t i = 0; i < unlike && i < 3; i++) {
         long long id = training->ids ? (long long)training->ids[first[i]] : (long long)first[i];
-        used += (size_t)snprintf(note + used, room - used, "%s%lld", i > 0 ? ", " : "", id);
+        used += snprintf(text + used, sizeof text - (size_t)used, "%s%lld", i > 0 ? ", " : "", id);
     }
-    if (unlike > 3 && used < room) {
-        snprintf(note + used, room - used, ", ..");
-    }
+    snprintf(text + used, sizeof text - (size_t)used, "%s", unlike > 3 ? ", .." : "");
+    add_note(stats, text);
 }
 
 int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *error) {
@@ -1427,7 +1408,7 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
     learner w = {.kinds = bw_alloc_zero(positives + 1, 1)};
     w.rows = bw_alloc_array(2 * positives + negatives + 1, sizeof *w.rows);
     w.fine = bw_alloc_array(2 * positives + negatives + 1, sizeof *w.fine);
-    w.numbers = bw_alloc_array(positives + 1, 5 * sizeof *w.numbers);
+    w.numbers = bw_alloc_zero(positives + 1, 5 * sizeof *w.numbers);
     w.scaled = bw_alloc_array(positives + 1, BW_DIMS * sizeof *w.scaled);
     w.scratch = bw_alloc_array(positives + 1, 2 * sizeof *w.scratch);
     if (!w.kinds || !w.rows || !w.fine || !w.numbers || !w.scaled || !w.scratch) {
@@ -1451,7 +1432,7 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
     }
     cut at = {0}, fine_at = {0};
     if (status == BW_OK) {
-        at = find_cut(&w.score, BELOW, true, training->rows_each, w.scratch);
+        at = find_cut(&w.score, BELOW, training->rows_each, w.scratch);
     }
     if (status == BW_OK && training->fine && !fallen) {
         labels of_fine = l;
@@ -1465,24 +1446,22 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
         at.at -= MARGIN_FINE;
         status = learn_fine(training, &w, &of_fine, terms, at.at, error);
         if (status == BW_OK) {
-            fine_at = find_cut(&w.fine_score, FINE_BELOW, false, training->rows_each, w.scratch);
-            fine_at.at -= at.moved; /* the same labels are as easy to find by these */
+            fine_at = find_cut(&w.fine_score, FINE_BELOW, training->rows_each, w.scratch);
             w.fine_score.terms.threshold = (int64_t)floor(fine_at.at * w.fine_score.unit + 0.5);
         }
     }
     if (status == BW_OK) {
         training->stats->terms = w.score.terms.terms;
         training->stats->fallback = fallen;
-        training->stats->held_out = (uint32_t)w.score.n_out;
         const score *last = fine ? &w.fine_score : &w.score;
+        training->stats->held_out = (uint32_t)last->n_out;
         const cut *last_cut = fine ? &fine_at : &at;
         estimate(training, last, last_cut, w.scratch);
-        advise(training, last, last_cut);
+        advise(training, last, last_cut, w.background.n);
         w.score.terms.threshold = (int64_t)floor(at.at * w.score.unit + 0.5);
     }
-    bw_ranges boxes[MAX_BOXES];
-    uint32_t n_boxes = 0,
-             wanted = training->options->boxes < MAX_BOXES ? training->options->boxes : MAX_BOXES;
+    bw_ranges boxes[BW_MAX_COVER_BOXES];
+    uint32_t n_boxes = 0, wanted = training->options->boxes;
     if (status == BW_OK && wanted > 0) {
         status = enclose(&w, &l, at.at - BOX_BELOW, wanted, boxes, &n_boxes, error);
     }

@@ -343,7 +343,8 @@ int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *
 
 #define BW_LEARNER_BRANCH 1   /* one decision branch */
 #define BW_LEARNER_ENSEMBLE 2 /* `estimators` decision branches on bootstraps, majority vote */
-#define BW_LEARNER_COVER 3    /* a score, and where to cut it; within boxes if these are asked for */
+#define BW_MAX_COVER_BOXES 64
+#define BW_LEARNER_COVER 3 /* a score, and where to cut it; within boxes if these are asked for */
 
 typedef struct bw_train_options {
     int32_t learner;
@@ -377,7 +378,9 @@ typedef struct bw_train_stats {
     double rows;      /* how many rows of the collection should match */
     double precision, precision_low,
         precision_high;                     /* of these, the share that is right: what to expect, and */
-    double recall, recall_low, recall_high; /* where it should be in nine cases of ten. NaN: unknown */
+    double recall, recall_low, recall_high; /* where it was in about nine cases of ten of docs/LEARNERS.md
+                                                        (fewer where matches are rarer than 1 in 1,000).
+                                                        NaN: unknown */
     char note[200];                         /* what people should know about these labels; often empty */
     uint64_t nanoseconds;
 } bw_train_stats;

@@ -520,7 +520,7 @@ def test_read_only(database: Path) -> None:
     with boxwood.connect(database, read_only=True) as con:
         photos = Collection.open(con, "photos")
         assert len(photos.knn(like=1)) == 3
-        assert photos.refine([1], random_negatives=1).count >= 1
+        assert photos.refine([1], random_negatives=100).count >= 1
         photos.verify()
         for change in (
             lambda: photos.append([4], codes=clustered_codes(1)),
@@ -1160,3 +1160,10 @@ def test_an_interrupted_query_is_an_interrupt() -> None:
         raise RuntimeError("Query interrupted") from KeyboardInterrupt()
     with pytest.raises(RuntimeError), boxwood.collection._database_errors():
         raise RuntimeError("another")
+
+
+def test_tables_of_another_version(tmp_path: Path) -> None:
+    con = boxwood.connect(tmp_path / "other.duckdb")
+    con.execute("CREATE SCHEMA boxwood; CREATE TABLE boxwood.collections (name VARCHAR)")
+    with pytest.raises(boxwood.Error, match="those of another version of Boxwood"):
+        boxwood.Collection.open(con, "photos")

@@ -29,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from boxwood import native
 from boxwood.encode import Encoder, Head, Quantizer, map_images, map_texts
-from boxwood.errors import IndexMismatch, InputError, MissingDependency, ReadOnly
+from boxwood.errors import Error, IndexMismatch, InputError, MissingDependency, ReadOnly
 
 Codes = NDArray[np.uint8]
 
@@ -288,11 +288,25 @@ def names(cur: duckdb.DuckDBPyConnection) -> list[str]:
     return [name for (name,) in rows]
 
 
+@contextmanager
+def _other_version() -> Iterator[None]:
+    """Tables that lack columns were made by another version; there is nothing to guess."""
+    try:
+        yield
+    except duckdb.BinderException as error:
+        raise Error(
+            "the tables of the schema boxwood in this database are those of another version of "
+            f"Boxwood ({str(error).splitlines()[0]}): open it with that version, or make its "
+            "collections again"
+        ) from error
+
+
 def record(cur: duckdb.DuckDBPyConnection, name: str) -> Record:
     check_name(name)
     row = None
     if exists(cur):
-        row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
+        with _other_version():
+            row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
     if row is None:
         others = names(cur)
         alike = next((other for other in others if other.lower() == name.lower()), None)
@@ -312,7 +326,8 @@ def record(cur: duckdb.DuckDBPyConnection, name: str) -> Record:
 def records(cur: duckdb.DuckDBPyConnection) -> list[Record]:
     if not exists(cur):
         return []
-    rows = cur.execute(f"SELECT {_FIELDS} FROM boxwood.collections ORDER BY name").fetchall()
+    with _other_version():
+        rows = cur.execute(f"SELECT {_FIELDS} FROM boxwood.collections ORDER BY name").fetchall()
     return [Record(row[0], uuids.UUID(row[1]), *row[2:]) for row in rows]
 
 

@@ -107,8 +107,8 @@ class AddReport:
 
 
 Interval = tuple[float, float, float]
-"""What a share is expected to be: low, value, high. It should lie between low and high in nine
-cases of ten."""
+"""What a share is expected to be: low, value, high. It lay between low and high in about nine cases
+of ten of docs/LEARNERS.md, and in fewer where matches are rarer than one in a thousand."""
 
 
 @dataclass(frozen=True)
@@ -1197,15 +1197,16 @@ class Collection:
         """Train a model on the ids of right and wrong images.
 
         text, image: what is sought, in words or as another image, as `encode_text` and
-            `encode_image` take them; it stands beside the positives, or in place of them.
+            `encode_image` take them; for 'cover' it stands beside the positives or in
+            place of them, for 'branch' and 'ensemble' in place of them alone.
         query, query_fine: the same as a code (32,), and its fine code (128,).
         learner: 'cover', a score and where to cut it; 'branch', one decision branch; 'ensemble', a
             majority of `estimators` of them; 'tree' and 'forest', scikit-learn's, the forest with
             `estimators` trees.
         boxes: 'cover': so many boxes at most around what it looks for, 0 to 64; 0: none.
         random_negatives: rows of the collection that labels are told from, 0 to 100,000. None:
-            30,000 for 'cover', which takes them for what the collection is like; 500 for the
-            others, where each counts as wrong as much as a positive counts as right.
+            30,000 for 'cover', which needs 100 and takes them for what the collection is like; 500
+            for the others, where each counts as wrong as much as a positive counts as right.
         negative_weight: what a given negative that stays inside costs against a positive that is
             lost, 0.01 to 100; for 'tree' and 'forest' the weight of the given negatives.
         seed: of what is drawn; 'cover' draws nothing.
@@ -1216,7 +1217,8 @@ class Collection:
         guard: 'cover': fall back to the distance to the mean positive where held-out positives rank
             clearly higher by it; the model's learner is then 'nearest'.
 
-        The same labels, options, seed and rows give the same model.
+        The same labels, options, seed and rows give the same model; for 'cover' in a collection of
+        more rows than `random_negatives`, the same segments of its index as well.
         """
         return self._trained(
             self._index(), positives, negatives, text, image, query, query_fine,

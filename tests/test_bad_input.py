@@ -520,7 +520,7 @@ def test_read_only(database: Path) -> None:
     with boxwood.connect(database, read_only=True) as con:
         photos = Collection.open(con, "photos")
         assert len(photos.knn(like=1)) == 3
-        assert photos.refine([1], random_negatives=100).count >= 1
+        assert photos.refine([1], random_negatives=8).count >= 1
         photos.verify()
         for change in (
             lambda: photos.append([4], codes=clustered_codes(1)),

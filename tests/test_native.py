@@ -336,8 +336,8 @@ def test_cover_is_trained_against_all_rows_of_small_segments(index: native.Index
     assert np.isnan(stats.rows)
     assert "hardly any other" in stats.note
     assert index.count(every) > 0
-    with pytest.raises(errors.InputError, match="too few for cover; give 100"):
-        index.train(right, wrong, random_negatives=99)
+    with pytest.raises(errors.InputError, match="too few for cover; give 8"):
+        index.train(right, wrong, random_negatives=7)
     few, stats = index.train(right, wrong, random_negatives=500)
     assert 480 <= stats.random_negatives <= 500
     assert few.to_json() != by_id.to_json()

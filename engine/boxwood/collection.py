@@ -1205,7 +1205,7 @@ class Collection:
             `estimators` trees.
         boxes: 'cover': so many boxes at most around what it looks for, 0 to 64; 0: none.
         random_negatives: rows of the collection that labels are told from, 0 to 100,000. None:
-            30,000 for 'cover', which needs 100 and takes them for what the collection is like; 500
+            30,000 for 'cover', which needs 8 and takes them for what the collection is like; 500
             for the others, where each counts as wrong as much as a positive counts as right.
         negative_weight: what a given negative that stays inside costs against a positive that is
             lost, 0.01 to 100; for 'tree' and 'forest' the weight of the given negatives.

@@ -11,7 +11,7 @@
 
 #define MAX_LABELS 1000000
 #define MAX_RANDOMS 100000
-#define LEAST_BACKGROUND 100
+#define LEAST_BACKGROUND 8
 #define SMALL_INDEX 1000000 /* rows: all blocks of samples are looked at */
 #define VOTE_SHIFT 21
 #define PRIOR_NEIGHBOURS 4

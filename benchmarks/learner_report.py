@@ -765,9 +765,8 @@ METHOD = """\
   than 8 rows left to find are left out.
 - **Random rows**: 500, the same for every method, but for `cover`. It learns what a collection is
   like from the samples that an index carries, up to 30,000 rows, the same for every draw (all rows,
-  where there are fewer: so in the real data). `cover, 500` takes 500 of these: whole blocks of the
-  sample, whose rows lie near each other. `logistic, 30,000` is logistic regression with 30,000
-  drawn rows as negatives.
+  where there are fewer: so in the real data). `cover, 500` takes 500 of these. `logistic, 30,000`
+  is logistic regression with 30,000 drawn rows as negatives.
 - **Scored** are all rows of known truth except those that were marked, right or wrong; random
   negatives are scored, for nobody looked at them. Average precision is of the ranking of all these
   rows, rows of one score together (scikit-learn's definition). Where a learner re-ranks, the rows

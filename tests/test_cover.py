@@ -102,6 +102,10 @@ def test_reranking_sees_all_of_a_frequent_concept() -> None:
     match = model.evaluate(b, fines[2])[2]
     assert stats.rows == match.sum() + model.evaluate(p, fines[0])[2].sum()
     assert match[: 8000 - 16].mean() > 0.5
+    few_fines = fines[2][8000:8004], *fines[1:]
+    few, stats = native.train_codes(b[8000:8004], rows[:0], b, fine=few_fines, rerank=True)
+    assert few.evaluate(b, fines[2])[2].mean() < 0.3
+    assert stats.precision_low == max(stats.precision - 0.48, 0)
 
 
 def test_notes_fit_and_say_what_is_wrong() -> None:

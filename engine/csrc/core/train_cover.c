@@ -1324,12 +1324,13 @@ static int32_t make_model(const bw_training *training, learner *w, const bw_rang
     return status;
 }
 
-/* What to expect of the rows above a cut. The recall is that of held-out positives, drawn towards 0.7. How
- * many rows above the cut are wrong nobody can know without labels: the precision leans on the recall and on
- * the bound for the number of positives, and its interval is wide. All numbers here were fitted to the
- * development halves of benchmarks/learners.py so that nine of ten intervals hold; docs/LEARNERS.md has the
- * other halves. */
-static void estimate(const bw_training *training, const score *s, const cut *c, double *scratch) {
+/* What to expect of the rows above a cut, of `rows` in the background. The recall is that of held-out
+ * positives, drawn towards 0.7. How many rows above the cut are wrong nobody can know without labels: the
+ * precision leans on the recall and on the bound for the number of positives, and its interval is wide. All
+ * numbers here were fitted to the development halves of benchmarks/learners.py so that nine of ten intervals
+ * hold; docs/LEARNERS.md has the other halves. */
+static void estimate(const bw_training *training, const score *s, const cut *c, size_t rows,
+                     double *scratch) {
     bw_train_stats *stats = training->stats;
     size_t above = count_above(s, c->at);
     if (training->n_randoms < FEW) { /* the background then holds the labels themselves */
@@ -1347,7 +1348,7 @@ static void estimate(const bw_training *training, const score *s, const cut *c, 
     stats->recall_low = fmax(stats->recall - recall_half, 0);
     stats->recall_high = fmin(stats->recall + recall_half, 1);
     stats->precision_low = fmax(stats->precision - precision_half, 0);
-    if (stats->fallback || (double)above > MANY * (double)s->n) {
+    if (stats->fallback || (double)above > MANY * (double)rows) {
         stats->precision_low = 0; /* labels that have nothing in common end here, too */
     }
     stats->precision_high = fmin(stats->precision + precision_half, 1);
@@ -1456,7 +1457,7 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
         const score *last = fine ? &w.fine_score : &w.score;
         training->stats->held_out = (uint32_t)last->n_out;
         const cut *last_cut = fine ? &fine_at : &at;
-        estimate(training, last, last_cut, w.scratch);
+        estimate(training, last, last_cut, w.background.n, w.scratch);
         advise(training, last, last_cut, w.background.n);
         w.score.terms.threshold = (int64_t)floor(at.at * w.score.unit + 0.5);
     }

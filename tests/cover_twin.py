@@ -351,28 +351,32 @@ def nearest(space: Space, labels: Labels) -> tuple[Term, Matrix]:
 # --- terms, thresholds --------------------------------------------------------------------------
 
 
-def two_kinds(labels: Labels) -> NDArray[np.bool_]:
-    """Two-means on the positives, distances in standard deviations of small neighbourhoods: true
-    for the second kind. It starts from the row farthest from the mean and that farthest from it."""
-    assert labels.prior is not None
-    rows = labels.positives / np.sqrt(labels.prior)
+def k_means(rows: Matrix, k: int) -> NDArray[np.int64]:
+    """The group of each row. It starts from the row farthest from the mean, and then from those
+    that are farthest from all before."""
 
     def distances(center: Matrix) -> Matrix:
         difference = rows - center
         return np.asarray(total((difference * difference).T))
 
-    a = rows[int(np.argmax(distances(total(rows) / len(rows))))]
-    b = rows[int(np.argmax(distances(a)))]
-    second = distances(b) < distances(a)
-    for _ in range(MEANS_STEPS):
-        if not second.any() or second.all():
+    centers: list[Matrix] = []
+    groups = np.full(len(rows), -1)
+    if k == 0:
+        return groups
+    near = distances(total(rows) / len(rows))
+    for _ in range(k):
+        centers.append(rows[int(np.argmax(near))])
+        new = distances(centers[-1])
+        near = new if len(centers) == 1 else np.minimum(near, new)
+    for _ in range(MEANS_STEPS + 1):
+        moved = np.argmin([distances(c) for c in centers], axis=0)
+        if (moved == groups).all():
             break
-        a, b = (total(rows[part]) / int(part.sum()) for part in (~second, second))
-        moved = distances(b) < distances(a)
-        if (moved == second).all():
-            break
-        second = moved
-    return second
+        groups = moved
+        for c in range(k):
+            if (groups == c).any():
+                centers[c] = total(rows[groups == c]) / int((groups == c).sum())
+    return groups
 
 
 @dataclass
@@ -427,7 +431,8 @@ def cover_score(
     one = score(codes, [term], out)
     if len(every) < 2 * LEAST_KIND + 2:
         return one, [every]
-    second = two_kinds(labels)
+    assert labels.prior is not None
+    second = k_means(labels.positives / np.sqrt(labels.prior), 2) == 1
     kinds = [~second, second]
     if min(kind.sum() for kind in kinds) < LEAST_KIND:
         return one, [every]
@@ -498,30 +503,8 @@ def enclose(
     above = int(np.searchsorted(-found.ranked, -least, side="right"))
     order = np.argsort(-found.scores, kind="stable")[spaced(above, ENCLOSED)]
     codes = np.vstack([labels.positives, background[order]])
-    rows = codes / np.sqrt(labels.prior)
-    k = min(wanted, len(rows))
-
-    def distances(center: Matrix) -> Matrix:
-        difference = rows - center
-        return np.asarray(total((difference * difference).T))
-
-    centers: list[Matrix] = []
-    near = distances(total(rows) / len(rows)) if len(rows) else np.zeros(0)
-    for _ in range(k):
-        centers.append(rows[int(np.argmax(near))])
-        new = distances(centers[-1])
-        near = new if len(centers) == 1 else np.minimum(near, new)
-    groups = np.full(len(rows), -1)
-    for _ in range(MEANS_STEPS + 1):
-        if not k:
-            break
-        moved = np.argmin([distances(c) for c in centers], axis=0)
-        if (moved == groups).all():
-            break
-        groups = moved
-        for c in range(k):
-            if (groups == c).any():
-                centers[c] = total(rows[groups == c]) / int((groups == c).sum())
+    k = min(wanted, len(codes))
+    groups = k_means(codes / np.sqrt(labels.prior), k)
     boxes = []
     for c in range(k):
         members = np.sort(codes[groups == c], axis=0).astype(int)

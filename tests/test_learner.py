@@ -180,7 +180,8 @@ def test_separable_positives_are_covered(
     assert not match(model, negatives).any()
 
 
-def test_a_few_positives_find_their_cluster() -> None:
+def clusters() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Rows of 30 clusters, which of them are of the first, their numbers, and 500 random rows."""
     random = np.random.default_rng(4)
     centers = random.integers(40, 216, (30, 32))
     world = np.clip(
@@ -189,6 +190,11 @@ def test_a_few_positives_find_their_cluster() -> None:
     target = np.arange(6000) % 30 == 0
     members = np.flatnonzero(target)
     randoms = world[random.permutation(6000)[:500]]
+    return world, target, members, randoms
+
+
+def test_a_few_positives_find_their_cluster() -> None:
+    world, target, members, randoms = clusters()
     for estimators in (None, 25):
         for count in (4, 8, 16, 32):
             found = match(
@@ -230,14 +236,7 @@ def test_the_papers_method() -> None:
 
 
 def test_the_papers_ensemble_needs_more_positives_than_ours() -> None:
-    random = np.random.default_rng(4)
-    centers = random.integers(40, 216, (30, 32))
-    world = np.clip(
-        centers[np.arange(6000) % 30] + random.normal(0, 14, (6000, 32)), 0, 255
-    ).astype(np.uint8)
-    target = np.arange(6000) % 30 == 0
-    members = np.flatnonzero(target)
-    randoms = world[random.permutation(6000)[:500]]
+    world, target, members, randoms = clusters()
     found = match(train(world[members[:32]], NOTHING, randoms, estimators=25, prior=False), world)
     assert found[target].mean() > 0.6
     assert target[found].mean() > 0.9

@@ -353,6 +353,13 @@ def test_cover_does_not_depend_on_segments(tmp_path: Path, index: native.Index) 
     )
 
 
+def test_defaults_and_limits_are_the_cores() -> None:
+    lib = native.lib
+    assert lib.BW_MAX_COVER_BOXES == native.MAX_COVER_BOXES
+    learners = {"branch": lib.BW_BRANCH_ROWS, "ensemble": lib.BW_BRANCH_ROWS}
+    assert learners | {"cover": lib.BW_COVER_ROWS} == native.RANDOM_NEGATIVES
+
+
 def test_explain(index: native.Index) -> None:
     near = index.knn(clustered_codes(1), 60)[0][0]
     model, _ = index.train(near[:20], learner="ensemble")

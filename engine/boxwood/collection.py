@@ -1318,7 +1318,7 @@ class Collection:
                 f"the learner {learner!r} needs scikit-learn: pip install 'boxwood[trees]'"
             ) from error
         trees = native.check_count(options["estimators"], "estimators", 1, native.MAX_ESTIMATORS)
-        others = 500 if others is None else others
+        others = native.RANDOM_NEGATIVES["branch"] if others is None else others
         others = native.check_count(others, "random_negatives", 0, 100_000)
         native.check_count(seed, "seed", 0, 2**64 - 1)
         negative_weight = native.check_weight(options["negative_weight"])
@@ -1549,7 +1549,6 @@ def _check_options(options: Mapping[str, Any], sought: bool) -> None:
     for name in ("prior", "rerank", "guard"):
         if not isinstance(options[name], bool):
             raise InputError(f"{name} must be True or False, not {options[name]!r}")
-    native.check_count(options["boxes"], "boxes", 0, 64)
     if learner in ("tree", "forest") and sought:
         raise InputError(
             f"the learner {learner!r} takes positives and negatives alone, no text, image or "

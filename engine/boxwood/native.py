@@ -29,6 +29,7 @@ FINE_DIMS = 128
 MAX_K = 10_000
 MAX_ESTIMATORS = 1024
 MAX_BOXES = 65_536
+MAX_COVER_BOXES = 64
 SCORE_SHIFT = 21
 """In scores, one vote counts more than the largest squared distance, 32 * 255**2 < 2**21."""
 
@@ -832,7 +833,7 @@ def _options(
         {
             "learner": _LEARNERS[learner],
             "estimators": check_count(estimators, "estimators", 1, MAX_ESTIMATORS),
-            "boxes": check_count(boxes, "boxes", 0, 64),
+            "boxes": check_count(boxes, "boxes", 0, MAX_COVER_BOXES),
             "random_negatives": check_count(random_negatives, "random_negatives", 0, 100_000),
             "negative_weight": check_weight(negative_weight),
             "seed": _seed(seed),

@@ -279,9 +279,9 @@ static const struct {
     const char *name;
     int32_t learner;
     uint32_t random_negatives; /* where nothing else is asked for */
-} learners[] = {{"cover", BW_LEARNER_COVER, 30000},
-                {"branch", BW_LEARNER_BRANCH, 500},
-                {"ensemble", BW_LEARNER_ENSEMBLE, 500}};
+} learners[] = {{"cover", BW_LEARNER_COVER, BW_COVER_ROWS},
+                {"branch", BW_LEARNER_BRANCH, BW_BRANCH_ROWS},
+                {"ensemble", BW_LEARNER_ENSEMBLE, BW_BRANCH_ROWS}};
 
 static bool read_learner(duckdb_bind_info info, bw_train_options *options, bw_error *error) {
     char *name = NULL;
@@ -341,7 +341,7 @@ static bool train_bind(call *call, duckdb_bind_info info, bw_error *error) {
     *options = (bw_train_options){.estimators = 25, .negative_weight = 1.0, .prior = 1, .guard = 1};
     if (!read_learner(info, options, error) ||
         !read_count(info, "estimators", 1, BW_MAX_ESTIMATORS, &options->estimators, error) ||
-        !read_count(info, "boxes", 0, 64, &options->boxes, error) ||
+        !read_count(info, "boxes", 0, BW_MAX_COVER_BOXES, &options->boxes, error) ||
         (!given_null(info, "random_negatives") &&
          !read_count(info, "random_negatives", 0, 100000, &options->random_negatives, error)) ||
         !read_real(info, "negative_weight", &options->negative_weight, error) ||

@@ -344,7 +344,9 @@ int32_t bw_explain(const bw_index *index, const bw_model *model, bw_box_report *
 #define BW_LEARNER_BRANCH 1   /* one decision branch */
 #define BW_LEARNER_ENSEMBLE 2 /* `estimators` decision branches on bootstraps, majority vote */
 #define BW_MAX_COVER_BOXES 64
-#define BW_LEARNER_COVER 3 /* a score, and where to cut it; within boxes if these are asked for */
+#define BW_COVER_ROWS 30000 /* random_negatives where nothing else is asked for: for cover, */
+#define BW_BRANCH_ROWS 500  /* and for the others */
+#define BW_LEARNER_COVER 3  /* a score, and where to cut it; within boxes if these are asked for */
 
 typedef struct bw_train_options {
     int32_t learner;

@@ -34,6 +34,9 @@ BOX_BELOW = 0.375
 BELOW = 0.5
 FINE_BELOW = 0.7
 MEASURED = 4096
+LIKELY = 512  # labels of a kind that a likelihood is made of
+SLOPE = 2.5
+LOG_4 = 1.3862943611198906
 LEAST_KIND = 3
 MEANS_STEPS = 10
 TINY = 1e-9
@@ -454,6 +457,17 @@ def combine(
     return score(codes, [term for term, _ in ranked], out)
 
 
+def list_cuts(ranked: Matrix) -> tuple[list[float], list[int]]:
+    """Scores at ranks 1, 2, .. 32, then by sixteenths; and the ranks."""
+    cuts, counts = [], []
+    count = 1
+    while count <= len(ranked):
+        cuts.append(float(ranked[count - 1]))
+        counts.append(count)
+        count = max(count + 1, count + count // 16)
+    return cuts, counts
+
+
 def threshold(found: Score, held_out: bool, below: float, each: float = 1.0) -> float:
     """Where to cut, from the scores of held-out positives and of the background."""
     ranked, out = found.ranked, found.out
@@ -469,13 +483,8 @@ def threshold(found: Score, held_out: bool, below: float, each: float = 1.0) -> 
     # The number of positives in the background is at most n(t) / TPR(t) for every threshold t.
     sd = max(np.sqrt(squares / n) if n > 2 else 0.75, 0.3)
     width = max(0.5 * sd, 0.1) * np.sqrt(1 + 2 / n)
-    counts, rates, cuts = [], [], []
-    count = 1
-    while count <= len(ranked):
-        cuts.append(float(ranked[count - 1]))
-        counts.append(count)
-        rates.append(max(float(total(logistic(1.702 * ((out - cuts[-1]) / width)))) / n, 1e-6))
-        count = max(count + 1, count + count // 16)
+    cuts, counts = list_cuts(ranked)
+    rates = [max(float(total(logistic(1.702 * ((out - cut) / width)))) / n, 1e-6) for cut in cuts]
     least = min(0.3, 0.9 * max(rates))
     there = max(min(c / r for c, r in zip(counts, rates, strict=True) if r >= least), n / each)
     f1 = [2 * min(r * there, c) / (c + there) for c, r in zip(counts, rates, strict=True)]
@@ -490,6 +499,71 @@ def threshold(found: Score, held_out: bool, below: float, each: float = 1.0) -> 
     if precision < hardly:
         weight = 1 - precision / hardly * (1 - weight)
     return (1 - weight) * plain + weight * max(counted, plain)
+
+
+def exhausted(found: Score, labels: Labels, background: Codes, each: float) -> float:
+    """From 0 to 1: whether hardly a row is left that ranks as high as the mean held-out positive,
+    by the score, or by the distance to the query. Then the labels come from the top of a ranking."""
+    n = len(found.out)
+    if n < 3:
+        return 0.0
+    mean = float(total(found.out)) / n
+    above = int(np.searchsorted(-found.ranked, -mean, side="right")) * each
+    if labels.query is not None:
+
+        def near(codes: Codes) -> NDArray[np.int64]:
+            assert labels.query is not None
+            wide = codes.astype(np.int64)
+            return ((2 * labels.query.astype(np.int64) - wide) * wide).sum(axis=1)
+
+        least = int(near(labels.positives).sum()) // n
+        above = min(above, int((near(background) >= least).sum()) * each)
+    low, high = 0.05 * n, 0.1 * n + 2
+    return min(max((high - above) / (high - low), 0.0), 1.0)
+
+
+def likelihoods(right: Matrix, wrong: Matrix, middles: Matrix, slope: float) -> tuple[Any, Any]:
+    """Of labels, each right with logistic(slope * (value - middle)), or wrong: mantissas and
+    exponents, one a middle."""
+    mantissa, exponent = np.ones(len(middles)), np.zeros(len(middles), np.int64)
+    for values, sign in ((right, 1.0), (wrong, -1.0)):
+        for value in values[spaced(len(values), LIKELY)]:
+            share = logistic(slope * (sign * (value - middles)))
+            mantissa, more = np.frexp(mantissa * share)
+            exponent += more
+    return mantissa, exponent
+
+
+def go_beyond(found: Score, negatives: Codes, each: float, share: float, plain: float) -> float:
+    """Where to cut when labels come from the top of a ranking; `share` of the way from `plain`.
+
+    The share of matches at a score is logistic(slope * (score - middle)), with a posterior for the
+    middle: by the labels, and a prior by which N matches have a density of N^-2.5. The cut is that
+    of the highest expected F1."""
+    listed, counts = list_cuts(found.ranked)
+    if len(listed) < 2:
+        return plain
+    cuts, n = np.array(listed), len(found.out)
+    near = max(int(np.floor(n / each + 0.5)), 2)
+    last = len(found.ranked) - 1
+    steep = float(found.ranked[min(near, last)]) - float(found.ranked[min(4 * near, last)])
+    slope = max(LOG_4 / max(steep, 0.02), SLOPE)
+    wrong = np.max([t(negatives) for t in found.terms], axis=0) / 2.0**found.shift
+    likely, exponent = likelihoods(found.out, wrong, cuts, slope)
+    rows = np.diff(np.array([0, *counts])) * each
+    shares = logistic(slope * (cuts[:, None] - cuts))  # [cut][middle]
+    matches = np.add.accumulate(np.vstack([np.full(len(cuts), float(n)), rows[:, None] * shares]))
+    totals = matches[-1]
+    wide = np.abs(np.append(totals[1:], totals[-1]) - np.append(totals[0], totals[:-1]))
+    scaled = np.ldexp(likely, np.maximum(exponent - exponent.max(), -1000))
+    weights = scaled * wide / (totals * totals * np.sqrt(totals))
+    if not float(total(weights)) > 0:
+        return plain
+    weights = weights / float(total(weights))
+    there = np.add.accumulate(rows[:, None] * shares)
+    returned = n + np.array(counts) * each
+    f1 = total((weights * (2 * (n + there) / (returned[:, None] + totals))).T)
+    return float((1 - share) * plain + share * cuts[int(np.argmax(f1))])
 
 
 # --- boxes around what the score lets through ---------------------------------------------------
@@ -580,6 +654,9 @@ def train(
         if distance.place() + MARGIN * len(out) < found.place():
             found, name = distance, "nearest"
     cut = threshold(found, held_out, BELOW, each)
+    share = exhausted(found, labels, background, each) if held_out and len(randoms) >= 8 else 0.0
+    if share > 0:
+        cut = go_beyond(found, negatives, each, share, cut)
     model: dict[str, Any] = {"learner": name, "estimators": [], "threshold": 0}
     if fine is None or name == "nearest":
         if boxes:
@@ -599,6 +676,8 @@ def train(
     ]
     again = combine(candidates, own, kinds, ranked)
     fine_cut = threshold(again, held_out, FINE_BELOW, each)
+    if share > 0:
+        fine_cut = go_beyond(again, fine[1], each, share, fine_cut)
     second_document = document(again, fine_cut)
     del second_document["votes"]
     if boxes:

@@ -90,6 +90,57 @@ def test_twin_with_fine_codes(number: int) -> None:
     assert ("fine" in expected) == ("fine" in found) == (expected["learner"] == "cover")
 
 
+def from_the_top(number: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """What a person marks who looks at the best of a ranking: all rows near a centre, right within
+    some distance, and the rows that are left; and which of these match."""
+    rng = np.random.default_rng(number)
+    rows = clusters(rng, int(rng.choice([40, 600, 4000])), int(rng.integers(2, 12)))
+    center = rows[0].astype(float)
+    distance = ((rows - center) ** 2).sum(axis=1)
+    order = np.argsort(distance, kind="stable")
+    match = distance <= np.quantile(distance, rng.uniform(0.1, 0.4))
+    match ^= rng.random(len(rows)) < rng.choice([0.0, 0.1])
+    seen, left = np.split(order, [int(rng.choice([12, 30]))])
+    return [rows[seen[match[seen]]], rows[seen[~match[seen]]], rows[left]], match[left]
+
+
+@pytest.mark.parametrize("number", range(16))
+def test_twin_with_labels_from_the_top(number: int) -> None:
+    parts, _ = from_the_top(number)
+    rng = np.random.default_rng(number)
+    options: dict[str, Any] = {"rows": len(parts[2]) * int(rng.choice([1, 1, 3]))}
+    if number % 3 == 0:
+        options["query"] = parts[0][0]
+    if number % 2:
+        fine = tuple(np.repeat(part, 4, axis=1) ^ np.uint8(number) for part in parts)
+        model, _ = native.train_codes(*parts, fine=fine, rerank=True, **options)
+        expected = cover_twin.train(*parts, prior_of, fine=fine, **options)  # type: ignore[arg-type]
+    else:
+        model, _ = native.train_codes(*parts, **options)
+        expected = cover_twin.train(*parts, prior_of, **options)
+    found = json.loads(model.to_json())
+    found.get("fine", {}).pop("quantizer", None)
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_labels_from_the_top_do_not_narrow_the_set() -> None:
+    """All that a person was shown is right: far more than that must match."""
+    rng = np.random.default_rng(3)
+    rows = clusters(rng, 6000, 12)
+    rows[:1500] = np.clip(rng.normal(100, 18, (1500, DIMS)), 0, 255)
+    direction = rows[:1500].mean(axis=0) - rows[1500:].mean(axis=0)
+    order = np.argsort(-(rows[:1500] @ direction))  # a ranking that everybody starts from
+    seen, left = rows[:1500][order[:40]], rows[:1500][order[40:]]
+    background = np.vstack([left, rows[1500:]])
+    model, stats = native.train_codes(seen, rows[:0], background)
+    match = model.evaluate(background)[2].astype(bool)
+    assert match[: len(left)].mean() > 0.3
+    assert match[: len(left)].sum() > 0.9 * match.sum()
+    assert "marked already" in stats.note
+    fair, stats = native.train_codes(left[::40], rows[:0], background)
+    assert "marked already" not in stats.note
+
+
 def test_reranking_sees_all_of_a_frequent_concept() -> None:
     """More rows than fit a few thousand match: the fine threshold must be found by all of them."""
     rng = np.random.default_rng(7)
@@ -111,7 +162,8 @@ def test_reranking_sees_all_of_a_frequent_concept() -> None:
 def test_notes_fit_and_say_what_is_wrong() -> None:
     rng = np.random.default_rng(8)
     rows = clusters(rng, 3000, 6)
-    near = np.clip(rng.normal(90, 5, (12, DIMS)), 0, 255).astype(np.uint8)
+    near = np.clip(rng.normal(90, 5, (100, DIMS)), 0, 255).astype(np.uint8)
+    rows, near = np.vstack([rows, near[12:]]), near[:12]
     odd = np.vstack([near[:11], 255 - near[11:]])
     note = native.train_codes(odd, rows[:0], rows)[1].note
     assert "1 of 12 positives look unlike the others: 11" in note

@@ -343,6 +343,27 @@ def test_cover_is_trained_against_all_rows_of_small_segments(index: native.Index
     assert few.to_json() != by_id.to_json()
 
 
+def test_labels_from_the_top_are_told_by_all_rows_and_not_by_a_sample(tmp_path: Path) -> None:
+    """A sample of 30,000 rows holds a few of 32 matches, whether or not the best are marked."""
+    rng = np.random.default_rng(5)
+    n, matches = 200_000, 32
+    codes = np.clip(rng.normal(128, 30, (n, 32)), 0, 255).astype(np.uint8)
+    codes[:matches] = np.clip(codes[0] + rng.normal(0, 12, (matches, 32)), 0, 255)
+    native.write_segment(tmp_path, "a", np.arange(n), codes, UUID, 1, PLAIN)
+    native.write_manifest(tmp_path, UUID, 1, ["a"], PLAIN)
+    index = native.Index(tmp_path)
+    for _ in range(30):
+        fair = rng.permutation(matches)[:10]
+        model, stats = index.train(fair, np.zeros(0, np.int64))
+        assert "marked already" not in stats.note
+    scores = model.evaluate(codes[:matches])[1]
+    best = np.argsort(-scores)[:10]
+    model, stats = index.train(best, np.zeros(0, np.int64))
+    scores = model.evaluate(codes[:matches])[1]
+    best = np.argsort(-scores)[:10]  # what is best now was best before, all but a few
+    assert "marked already" in index.train(best, np.zeros(0, np.int64))[1].note
+
+
 def test_cover_does_not_depend_on_segments(tmp_path: Path, index: native.Index) -> None:
     ids, codes = index.rows()
     one = write(tmp_path, [(ids, codes)])
@@ -455,7 +476,7 @@ def test_threads_share_an_index(index: native.Index) -> None:
     wrong: list[int] = []
 
     def work() -> None:
-        for _ in range(20):
+        for _ in range(30):
             if not np.array_equal(index.search(model, threads=2).ids, expected):
                 wrong.append(1)
 

@@ -450,6 +450,33 @@ static int32_t collect(const bw_index *index, const int64_t *positives, size_t n
     return status;
 }
 
+/* What a count on an index needs. */
+typedef struct counted {
+    const bw_index *index;
+    const bw_train_options *options;
+} counted;
+
+static int32_t count_rows(const void *context, const bw_score *score, int64_t least, double *rows,
+                          bw_error *error) {
+    const counted *c = context;
+    static const uint32_t first_box[1] = {0};
+    bw_score own = *score;
+    own.has_threshold = true;
+    own.threshold = least;
+    bw_model *model = NULL;
+    bw_stats stats;
+    int32_t status = bw_model_new("cover", c->index->info.fingerprints.quantizer, 0, first_box, NULL, 0, &own,
+                                  NULL, NULL, NULL, &model, error);
+    if (!status) {
+        status = bw_search_run(c->index, model, BW_COUNT_ONLY, 1, c->options->cancel, NULL, &stats, error);
+    }
+    if (!status) {
+        *rows = (double)stats.rows;
+    }
+    bw_model_free(model);
+    return status;
+}
+
 int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives,
                  const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
                  bw_model **model, bw_train_stats *stats, bw_error *error) {
@@ -477,6 +504,7 @@ int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_posit
     if (!status) {
         size_t given = g.positives + g.negatives;
         double left = (double)index->info.rows - (double)given;
+        counted context = {index, options};
         bw_training training = {.positives = g.codes,
                                 .negatives = g.codes + g.positives * BW_DIMS,
                                 .randoms = g.codes + given * BW_DIMS,
@@ -485,6 +513,8 @@ int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_posit
                                 .n_randoms = g.randoms,
                                 .ids = g.ids,
                                 .options = options,
+                                .count = count_rows,
+                                .count_context = &context,
                                 .quantizer = index->info.fingerprints.quantizer,
                                 .rows_each = g.randoms > 0 ? left / (double)g.randoms : 1};
         if (options->rerank) {

@@ -18,6 +18,11 @@ typedef struct bw_training {
     const uint8_t *(*fine)(const void *context, size_t row);
     const void *fine_context;
     const char *fine_quantizer;
+    /* The collection's rows whose score, without its threshold, is at least `least`; NULL: nobody can count.
+     */
+    int32_t (*count)(const void *context, const bw_score *score, int64_t least, double *rows,
+                     bw_error *error);
+    const void *count_context;
     const int64_t *ids;    /* of the positives, for messages; NULL: their places */
     bw_train_stats *stats; /* learners add what they know */
 } bw_training;

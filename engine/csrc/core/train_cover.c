@@ -13,6 +13,8 @@
  * - A threshold without held-out negatives: near the mean held-out score, and higher the more rows there are
  *   above it than the number of positives allows, which is at most n(t) / TPR(t) for every threshold t
  *   (the bound that Blanchard, Lee and Scott, "Semi-Supervised Novelty Detection", 2010, estimate by).
+ * - Where the labels come from the top of a ranking, as in a session, another one: the share of matches by score
+ *   is learnt from what is marked right and wrong there, and goes on beyond it.
  * - If the collection has fine codes and rerank is asked for: the same regression on these, for rows that
  *   come near the threshold.
  *
@@ -66,6 +68,9 @@
 #define UNLIKE 1.0 /* a positive whose held-out score is so far under the threshold is unlike the others */
 /* Thresholds that are looked at: ranks 1, 2, .. 32, then by sixteenths, to 130,000 and more. */
 #define CUTS 192
+#define LIKELY 512 /* labels of a kind that a likelihood is made of */
+#define SLOPE 2.5
+#define LOG_4 1.3862943611198906
 #define CHUNK 8 /* doubles: columns of matrices are padded to these */
 
 /* Rows of the background that stand for all of it. */
@@ -679,9 +684,29 @@ static void smooth_steps(const double *z, size_t n, double *p) {
 /* What is known about a cut. */
 typedef struct cut {
     double at;
-    double there; /* positives in the background, at most; 0 without held-out scores */
-    double width; /* of the smoothing of held-out scores */
+    double there;                        /* positives in the background, at most; 0 without held-out scores */
+    double width;                        /* of the smoothing of held-out scores */
+    double exhausted, precision, recall; /* see exhausted() and go_beyond() */
 } cut;
+
+/* Ranks of the background that are looked at as thresholds: 1, 2, .. 32, then by sixteenths. */
+static uint32_t list_cuts(const score *s, double *cuts, size_t *counts) {
+    uint32_t n = 0;
+    for (size_t count = 1; count <= s->n && n < CUTS; n++) {
+        cuts[n] = score_at(s, count - 1);
+        counts[n] = count;
+        count = count + (count / 16 > 1 ? count / 16 : 1);
+    }
+    return n;
+}
+
+static double mean_of(const double *values, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        sum += values[i];
+    }
+    return sum / (double)n;
+}
 
 /* The share of held-out positives above a value, smoothed. `scratch` has room for 2 n_out. */
 static double rate_above(const score *s, double at, double width, double *scratch) {
@@ -704,11 +729,7 @@ static cut find_cut(const score *s, double below, double rows_each, double *scra
     if (n == 0) {
         return (cut){.at = top - 1.0};
     }
-    double sum = 0, squares = 0;
-    for (size_t i = 0; i < n; i++) {
-        sum += s->out[i];
-    }
-    double mean = sum / (double)n;
+    double mean = mean_of(s->out, n), squares = 0;
     for (size_t i = 0; i < n; i++) {
         squares += (s->out[i] - mean) * (s->out[i] - mean);
     }
@@ -723,14 +744,11 @@ static cut find_cut(const score *s, double below, double rows_each, double *scra
     width = width * sqrt(1 + 2 / (double)n);
     double cuts[CUTS], rates[CUTS], highest = 0;
     size_t counts[CUTS];
-    uint32_t steps = 0;
-    for (size_t count = 1; count <= s->n && steps < CUTS; steps++) {
-        cuts[steps] = score_at(s, count - 1);
-        counts[steps] = count;
-        double rate = rate_above(s, cuts[steps], width, scratch);
-        rates[steps] = rate > 1e-6 ? rate : 1e-6;
-        highest = rates[steps] > highest ? rates[steps] : highest;
-        count = count + (count / 16 > 1 ? count / 16 : 1);
+    uint32_t steps = list_cuts(s, cuts, counts);
+    for (uint32_t i = 0; i < steps; i++) {
+        double rate = rate_above(s, cuts[i], width, scratch);
+        rates[i] = rate > 1e-6 ? rate : 1e-6;
+        highest = rates[i] > highest ? rates[i] : highest;
     }
     double least = 0.9 * highest < 0.3 ? 0.9 * highest : 0.3, there = DBL_MAX, best = -1, counted = plain;
     for (uint32_t i = 0; i < steps; i++) {
@@ -759,7 +777,106 @@ static cut find_cut(const score *s, double below, double rows_each, double *scra
         weight = 1 - precision / hardly * (1 - weight);
     }
     double at = (1 - weight) * plain + weight * (counted > plain ? counted : plain);
-    return (cut){at, there, width};
+    return (cut){.at = at, .there = there, .width = width};
+}
+
+/* Multiplies p by the probability of m labels (evenly taken from n), each right with logistic(slope * (value
+ * - middle)), or wrong, in the order of labels; with the exponent apart, for there may be many. */
+static void likelihood(const double *values, size_t n, bool right, double middle, double slope, double *p,
+                       int64_t *exponent) {
+    double z[LIKELY], share[LIKELY];
+    size_t m = n < LIKELY ? n : LIKELY;
+    for (size_t i = 0; i < m; i++) {
+        double distance = values[spaced(i, n, m)] - middle;
+        z[i] = slope * (right ? distance : -distance);
+    }
+    smooth_steps(z, m, share);
+    for (size_t i = 0; i < m; i++) {
+        int e;
+        *p = frexp(*p * share[i], &e);
+        *exponent += e;
+    }
+}
+
+/* Where to cut when labels come from the top of a ranking. Those are right or wrong by what they look like,
+ * not by whether they were found, so the share of matches at a score can be learnt from them: it is taken to
+ * be logistic(slope * (score - middle)). Its slope is that with which the rows thin out above the cut, at
+ * least SLOPE. Its middle, for which all cuts are tried, has a posterior: by the held-out scores of the
+ * positives, the scores of the negatives, and a prior by which N matches have a density of N^-2.5. The cut is
+ * that of the highest expected F1 of what is returned with what is marked. `wrong` are the scores of the
+ * negatives. The threshold moves there by the part c->exhausted. */
+static void go_beyond(const score *s, const double *wrong, size_t n_wrong, double rows_each, cut *c) {
+    double cuts[CUTS], totals[CUTS], weights[CUTS], z[CUTS], shares[CUTS];
+    double f1[CUTS] = {0}, right[CUTS] = {0}, recall[CUTS] = {0};
+    int64_t exponents[CUTS], highest = INT64_MIN;
+    size_t counts[CUTS];
+    uint32_t steps = list_cuts(s, cuts, counts), best = 0, last = 0;
+    double n = (double)s->n_out, sum = 0;
+    if (steps < 2) {
+        c->exhausted = 0;
+        return;
+    }
+    size_t near = (size_t)floor(n / rows_each + 0.5);
+    near = near > 2 ? near : 2;
+    double first = score_at(s, near < s->n ? near : s->n - 1);
+    double second = score_at(s, 4 * near < s->n ? 4 * near : s->n - 1);
+    double slope = LOG_4 / fmax(first - second, 0.02);
+    slope = slope > SLOPE ? slope : SLOPE;
+    for (uint32_t b = 0; b < steps; b++) {
+        weights[b] = 1;
+        exponents[b] = 0;
+        likelihood(s->out, s->n_out, true, cuts[b], slope, &weights[b], &exponents[b]);
+        likelihood(wrong, n_wrong, false, cuts[b], slope, &weights[b], &exponents[b]);
+        highest = exponents[b] > highest ? exponents[b] : highest;
+        for (uint32_t i = 0; i < steps; i++) {
+            z[i] = slope * (cuts[i] - cuts[b]);
+        }
+        smooth_steps(z, steps, shares);
+        totals[b] = n;
+        for (uint32_t i = 0; i < steps; i++) {
+            totals[b] += (double)(counts[i] - (i > 0 ? counts[i - 1] : 0)) * rows_each * shares[i];
+        }
+    }
+    for (uint32_t b = 0; b < steps; b++) {
+        double wide = fabs(totals[b + 1 < steps ? b + 1 : b] - totals[b > 0 ? b - 1 : b]);
+        int64_t exponent = exponents[b] - highest > -1000 ? exponents[b] - highest : -1000;
+        weights[b] = ldexp(weights[b], (int)exponent) * wide / (totals[b] * totals[b] * sqrt(totals[b]));
+        sum += weights[b];
+    }
+    if (!(sum > 0)) {
+        c->exhausted = 0;
+        return;
+    }
+    for (uint32_t b = 0; b < steps; b++) {
+        double weight = weights[b] / sum, found = 0;
+        for (uint32_t i = 0; i < steps; i++) {
+            z[i] = slope * (cuts[i] - cuts[b]);
+        }
+        smooth_steps(z, steps, shares);
+        for (uint32_t i = 0; i < steps; i++) {
+            double rows = (double)counts[i] * rows_each;
+            found += (double)(counts[i] - (i > 0 ? counts[i - 1] : 0)) * rows_each * shares[i];
+            f1[i] += weight * (2 * (n + found) / (n + rows + totals[b]));
+            right[i] += weight * (found / rows);
+            recall[i] += weight * (found / (totals[b] - n));
+        }
+    }
+    for (uint32_t i = 1; i < steps; i++) {
+        best = f1[i] > f1[best] ? i : best;
+    }
+    c->at = (1 - c->exhausted) * c->at + c->exhausted * cuts[best];
+    while (last + 1 < steps && cuts[last + 1] >= c->at) {
+        last++;
+    }
+    c->precision = right[last];
+    c->recall = recall[last];
+}
+
+/* Scores of the negatives, which the term has seen: they weigh little in it. */
+static void score_negatives(const score *s, const labels *l, uint32_t dims, double *values) {
+    for (size_t i = 0; i < l->n_negatives; i++) {
+        values[i] = (double)bw_score_terms(&s->terms, dims, l->negatives[i], 1) / s->unit;
+    }
 }
 
 /* ---- the learner ---- */
@@ -1012,6 +1129,7 @@ typedef struct learner {
     double *numbers;      /* 5 n_positives: held-out scores */
     double *scaled;       /* n_positives * 33 */
     double *scratch;      /* 2 n_positives */
+    double *wrong;        /* n_negatives: scores */
     uint8_t *kinds;
     score score, fine_score;
 } learner;
@@ -1023,6 +1141,7 @@ static void learner_free(learner *w) {
     bw_free(w->numbers);
     bw_free(w->scaled);
     bw_free(w->scratch);
+    bw_free(w->wrong);
     bw_free(w->kinds);
     score_free(&w->score);
     score_free(&w->fine_score);
@@ -1278,6 +1397,68 @@ static int32_t make_model(const bw_training *training, learner *w, const bw_rang
     return status;
 }
 
+/* How many rows without a label score at least `least`, `sampled` of them in the background; those that are
+ * too few there to tell are counted in the collection. */
+static int32_t unlabelled_above(const bw_training *training, const bw_score *terms, int64_t least,
+                                size_t sampled, double many, const labels *l, double *rows, bw_error *error) {
+    double each = training->rows_each;
+    *rows = (double)sampled * each;
+    if (!training->count || !(each > 1) || *rows >= many + 4 * each) {
+        return BW_OK;
+    }
+    int32_t status = training->count(training->count_context, terms, least, rows, error);
+    for (size_t i = 0; status == BW_OK && i < l->n_positives + l->n_negatives; i++) {
+        const uint8_t *code = i < l->n_positives ? l->positives[i] : l->negatives[i - l->n_positives];
+        *rows -= bw_score_terms(terms, BW_DIMS, code, 1) >= least;
+    }
+    return status;
+}
+
+/* Whether the labels come from the top of a ranking, from 0 to 1: by the score, or by the distance to the
+ * query. They do where hardly a row is left that ranks as high as the held-out positives do on average: of
+ * positives that are a fair sample, as many rows are left above that as half the matches without a label. The
+ * scores of labels from the top say nothing of how far the matches reach. */
+static int32_t exhausted(const bw_training *training, const background *b, const score *s, const labels *l,
+                         double *share, bw_error *error) {
+    *share = 0;
+    size_t n = s->n_out;
+    if (n < 3 || training->n_randoms < FEW || n < training->n_positives) {
+        return BW_OK;
+    }
+    double low = 0.05 * (double)n, high = 0.1 * (double)n + 2, above;
+    double mean = mean_of(s->out, n);
+    int64_t least = (int64_t)floor(mean * s->unit + 0.5);
+    int32_t status =
+        unlabelled_above(training, &s->terms, least, count_above(s, mean), high, l, &above, error);
+    if (status == BW_OK && l->query) {
+        bw_score near = {.terms = 1};
+        int64_t sum = 0;
+        size_t sampled = 0;
+        for (uint32_t d = 0; d < BW_DIMS; d++) {
+            near.term[0].linear[d] = 2 * l->query[d];
+            near.term[0].square[d] = -1;
+        }
+        for (size_t i = 0; i < n; i++) {
+            sum += bw_score_terms(&near, BW_DIMS, l->positives[i], 1);
+        }
+        least = sum >= 0 ? sum / (int64_t)n : -((-sum + (int64_t)n - 1) / (int64_t)n); /* rounded down */
+        int32_t linear[BW_DIMS], square[BW_DIMS];
+        for (uint32_t d = 0; d < BW_DIMS; d++) {
+            linear[d] = (int32_t)near.term[0].linear[d];
+            square[d] = -1;
+        }
+        b->space.kernels->whole_values(b->columns, b->n, b->n, BW_DIMS, linear, square, 0, b->scores);
+        for (size_t i = 0; i < b->n; i++) {
+            sampled += b->scores[i] >= least;
+        }
+        double nearer = above;
+        status = unlabelled_above(training, &near, least, sampled, high, l, &nearer, error);
+        above = fmin(above, nearer);
+    }
+    *share = fmin(fmax((high - above) / (high - low), 0), 1);
+    return status;
+}
+
 /* What to expect of the rows above a cut, of `rows` in the background. The recall is that of held-out
  * positives, drawn towards 0.7. How many rows above the cut are wrong nobody can know without labels: the
  * precision leans on the recall and on the bound for the number of positives, and its interval is wide. All
@@ -1299,6 +1480,11 @@ static void estimate(const bw_training *training, const score *s, const cut *c, 
     stats->recall = (n * rate + 4 * 0.7) / (n + 4);
     stats->precision = (4 * rate + (bound < 1 ? bound : 1)) / 6;
     double recall_half = 0.9 / sqrt(n + 2), precision_half = 0.48;
+    if (c->exhausted > 0) {
+        stats->recall += c->exhausted * (c->recall - stats->recall);
+        stats->precision += c->exhausted * (c->precision - stats->precision);
+        recall_half += c->exhausted * (fmax(recall_half, 0.45) - recall_half);
+    }
     stats->recall_low = fmax(stats->recall - recall_half, 0);
     stats->recall_high = fmin(stats->recall + recall_half, 1);
     stats->precision_low = fmax(stats->precision - precision_half, 0);
@@ -1334,6 +1520,11 @@ static void advise(const bw_training *training, const score *s, const cut *c, si
                  "held-out positives rank higher by distance to the mean of the others, so that is the "
                  "ranking; mark more images");
     }
+    if (c->exhausted >= 0.5) {
+        add_note(stats,
+                 "what ranks as high as the positives is marked already, so how far the rest reaches is a "
+                 "guess: mark some of what is returned");
+    }
     if (n >= FEW && (double)count_above(s, c->at) > MANY * (double)n) {
         add_note(stats, "much of the collection matches: the positives may have little in common");
     }
@@ -1366,9 +1557,10 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
     w.numbers = bw_alloc_zero(positives + 1, 5 * sizeof *w.numbers);
     w.scaled = bw_alloc_array(positives + 1, (BW_DIMS + 1) * sizeof *w.scaled);
     w.scratch = bw_alloc_array(positives + 1, 2 * sizeof *w.scratch);
-    if (!w.kinds || !w.rows || !w.fine || !w.numbers || !w.scaled || !w.scratch) {
+    w.wrong = bw_alloc_array(negatives + 1, sizeof *w.wrong);
+    if (!w.kinds || !w.rows || !w.fine || !w.numbers || !w.scaled || !w.scratch || !w.wrong) {
         learner_free(&w);
-        return bw_fail_nomem(error, (positives + 1) * 400);
+        return bw_fail_nomem(error, (positives + negatives + 1) * 400);
     }
     take_labels(training->positives, training->n_positives, positives, BW_DIMS, w.rows);
     take_labels(training->negatives, training->n_negatives, negatives, BW_DIMS, w.rows + positives);
@@ -1388,6 +1580,12 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
     cut at = {0}, fine_at = {0};
     if (status == BW_OK) {
         at = find_cut(&w.score, BELOW, training->rows_each, w.scratch);
+        status = exhausted(training, &w.background, &w.score, &l, &at.exhausted, error);
+    }
+    double share = at.exhausted;
+    if (status == BW_OK && share > 0) {
+        score_negatives(&w.score, &l, BW_DIMS, w.wrong);
+        go_beyond(&w.score, w.wrong, negatives, training->rows_each, &at);
     }
     if (status == BW_OK && training->fine && !fallen) {
         labels of_fine = l;
@@ -1403,6 +1601,11 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
         status = learn_fine(training, &w, &of_fine, terms, at.at, error);
         if (status == BW_OK) {
             fine_at = find_cut(&w.fine_score, FINE_BELOW, training->rows_each, w.scratch);
+            fine_at.exhausted = share;
+            if (share > 0) {
+                score_negatives(&w.fine_score, &of_fine, BW_FINE_DIMS, w.wrong);
+                go_beyond(&w.fine_score, w.wrong, negatives, training->rows_each, &fine_at);
+            }
             w.fine_score.terms.threshold = (int64_t)floor(fine_at.at * w.fine_score.unit + 0.5);
         }
     }

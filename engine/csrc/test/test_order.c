@@ -273,11 +273,12 @@ static int32_t put_in_order(const rows *from, uint32_t *order, uint32_t threads,
     return code;
 }
 
-/* The same by any number of threads, and whatever order the rows come in. */
+/* The same by any number of threads as by one, and whatever order the rows come in. */
 static void check_threads(const rows *from, const uint32_t *order) {
     uint32_t *other = test_alloc(from->n * sizeof *other);
-    for (uint32_t threads = 0; threads <= 4; threads++) {
-        CHECK_STATUS(put_in_order(from, other, threads, NULL, NULL), BW_OK);
+    const uint32_t threads[] = {0, 2, 3, 4};
+    for (int i = 0; i < 4; i++) {
+        CHECK_STATUS(put_in_order(from, other, threads[i], NULL, NULL), BW_OK);
         CHECK(memcmp(order, other, from->n * sizeof *order) == 0);
     }
     rows turned = {from->n, test_alloc(from->n * sizeof *turned.ids), test_alloc(from->n * BW_DIMS)};
@@ -340,7 +341,7 @@ static void test_sizes(void) {
 static void test_threads(void) {
     const int shapes[] = {CLUSTERED, EXPONENTIAL};
     for (int i = 0; i < 2; i++) {
-        rows from = make_rows(shapes[i], 150001);
+        rows from = make_rows(shapes[i], 100001); /* shared among four */
         check_rows(&from, true);
         free_rows(&from);
     }

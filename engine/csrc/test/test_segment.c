@@ -911,7 +911,7 @@ static void test_refusals(void) {
 
     /* Stopped at every call of the progress function: no file, or the one from before. Not stopped: the share
      * done rises to 1. */
-    from = make_rows(5, 140000, 0, 1);
+    from = make_rows(5, 70000, 0, 1);
     spec = make_spec(&from);
     test_write_file(folder, "old", "as it was", 9);
     watch last = {.stop_at = 1, .right = true};

@@ -503,7 +503,7 @@ def threshold(found: Score, held_out: bool, below: float, each: float = 1.0) -> 
 
 def exhausted(found: Score, labels: Labels, background: Codes, each: float) -> float:
     """From 0 to 1: whether hardly a row is left that ranks as high as the mean held-out positive,
-    by the score, or by the distance to the query. Then the labels come from the top of a ranking."""
+    by the score, or by the distance to the query. Then labels come from the top of a ranking."""
     n = len(found.out)
     if n < 3:
         return 0.0

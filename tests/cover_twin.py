@@ -35,6 +35,7 @@ BELOW = 0.5
 FINE_BELOW = 0.7
 MEASURED = 4096
 LIKELY = 512  # labels of a kind that a likelihood is made of
+LABEL_POINTS = 64
 SLOPE = 2.5
 LOG_4 = 1.3862943611198906
 LEAST_KIND = 3
@@ -522,48 +523,71 @@ def exhausted(found: Score, labels: Labels, background: Codes, each: float) -> f
     return min(max((high - above) / (high - low), 0.0), 1.0)
 
 
-def likelihoods(right: Matrix, wrong: Matrix, middles: Matrix, slope: float) -> tuple[Any, Any]:
+def likelihood(values: Matrix, right: bool, middles: Matrix, slope: float) -> tuple[Any, Any, Any]:
     """Of labels, each right with logistic(slope * (value - middle)), or wrong: mantissas and
-    exponents, one a middle."""
+    exponents, one a middle; and how many are expected to match."""
     mantissa, exponent = np.ones(len(middles)), np.zeros(len(middles), np.int64)
-    for values, sign in ((right, 1.0), (wrong, -1.0)):
-        for value in values[spaced(len(values), LIKELY)]:
-            share = logistic(slope * (sign * (value - middles)))
-            mantissa, more = np.frexp(mantissa * share)
-            exponent += more
-    return mantissa, exponent
+    some, matches = values[spaced(len(values), LIKELY)], np.zeros(len(middles))
+    for value in some:
+        distance = value - middles
+        share = logistic(slope * (distance if right else -distance))
+        mantissa, more = np.frexp(mantissa * share)
+        exponent += more
+        matches = matches + (share if right else 1 - share)
+    return mantissa, exponent, matches * (len(values) / len(some)) if len(some) else matches
+
+
+def scaled(mantissa: Matrix, exponent: Any) -> Any:
+    return np.ldexp(mantissa, np.maximum(exponent, -1000))
 
 
 def go_beyond(found: Score, negatives: Codes, each: float, share: float, plain: float) -> float:
     """Where to cut when labels come from the top of a ranking; `share` of the way from `plain`.
 
-    The share of matches at a score is logistic(slope * (score - middle)), with a posterior for the
-    middle: by the labels, and a prior by which N matches have a density of N^-2.5. The cut is that
-    of the highest expected F1."""
+    The share of matches at a score is logistic(slope * (score - middle)), with a posterior for
+    slope and middle: by the labels, and a prior by which N matches have a density of N^-2.5.
+    Without negatives both slopes count the same. The cut is that of the highest expected F1."""
     listed, counts = list_cuts(found.ranked)
-    if len(listed) < 2:
-        return plain
     cuts, n = np.array(listed), len(found.out)
+    wrong = np.max([t(negatives) for t in found.terms], axis=0) / 2.0**found.shift
+    labelled = np.sort(np.concatenate([found.out, wrong]))[::-1]
+    points = np.sort(np.concatenate([cuts, labelled[spaced(len(labelled), LABEL_POINTS)]]))[::-1]
+    above = np.searchsorted(-cuts, -points, side="right")  # cuts at or above a point
+    returned = np.array([0, *counts])[above] * each
+    ok = (found.out[:, None] >= points).sum(axis=0).astype(float)
+    again = (wrong[:, None] >= points).sum(axis=0).astype(float)
     near = max(int(np.floor(n / each + 0.5)), 2)
     last = len(found.ranked) - 1
     steep = float(found.ranked[min(near, last)]) - float(found.ranked[min(4 * near, last)])
     slope = max(LOG_4 / max(steep, 0.02), SLOPE)
-    wrong = np.max([t(negatives) for t in found.terms], axis=0) / 2.0**found.shift
-    likely, exponent = likelihoods(found.out, wrong, cuts, slope)
     rows = np.diff(np.array([0, *counts])) * each
-    shares = logistic(slope * (cuts[:, None] - cuts))  # [cut][middle]
-    matches = np.add.accumulate(np.vstack([np.full(len(cuts), float(n)), rows[:, None] * shares]))
-    totals = matches[-1]
-    wide = np.abs(np.append(totals[1:], totals[-1]) - np.append(totals[0], totals[:-1]))
-    scaled = np.ldexp(likely, np.maximum(exponent - exponent.max(), -1000))
-    weights = scaled * wide / (totals * totals * np.sqrt(totals))
-    if not float(total(weights)) > 0:
+    weights, scores, likely, exponents = [], [], [], []
+    for each_slope in (slope, 2 * slope):
+        shares = logistic(each_slope * (cuts[:, None] - points))  # [cut][middle]
+        matches = np.add.accumulate(np.vstack([np.zeros(len(points)), rows[:, None] * shares]))
+        hidden = matches[-1]
+        mantissa, exponent, expected = likelihood(found.out, True, points, each_slope)
+        negative = likelihood(wrong, False, points, each_slope)
+        everything = hidden + expected + negative[2]
+        before, after = (
+            np.append(everything[0], everything[:-1]),
+            np.append(everything[1:], everything[-1]),
+        )
+        weight = scaled(mantissa, exponent - exponent.max()) * np.abs(after - before)
+        weight = weight / (everything * everything * np.sqrt(everything))
+        whole = float(total(weight))
+        weights.append(weight / whole if whole > 0 else np.zeros(len(points)))
+        likely.append(negative[0])
+        exponents.append(negative[1])
+        size = (ok + again + returned + n)[:, None] + hidden
+        scores.append((2 * (ok[:, None] + matches[above]) / size).T)  # [middle][point]
+    exponent = np.concatenate(exponents)
+    weight = np.concatenate(weights) * scaled(np.concatenate(likely), exponent - exponent.max())
+    whole = float(total(weight))
+    if not whole > 0:
         return plain
-    weights = weights / float(total(weights))
-    there = np.add.accumulate(rows[:, None] * shares)
-    returned = n + np.array(counts) * each
-    f1 = total((weights * (2 * (n + there) / (returned[:, None] + totals))).T)
-    return float((1 - share) * plain + share * cuts[int(np.argmax(f1))])
+    f1 = total((weight / whole)[:, None] * np.vstack(scores))
+    return float((1 - share) * plain + share * points[int(np.argmax(f1))])
 
 
 # --- boxes around what the score lets through ---------------------------------------------------

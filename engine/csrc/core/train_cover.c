@@ -70,6 +70,9 @@
 #define CUTS 192
 #define LIKELY 512 /* labels of a kind that a likelihood is made of */
 #define SLOPE 2.5
+#define SLOPES 2
+#define LABEL_POINTS 64
+#define POINTS (CUTS + LABEL_POINTS)
 #define LOG_4 1.3862943611198906
 #define CHUNK 8 /* doubles: columns of matrices are padded to these */
 
@@ -780,11 +783,12 @@ static cut find_cut(const score *s, double below, double rows_each, double *scra
     return (cut){.at = at, .there = there, .width = width};
 }
 
-/* Multiplies p by the probability of m labels (evenly taken from n), each right with logistic(slope * (value
- * - middle)), or wrong, in the order of labels; with the exponent apart, for there may be many. */
-static void likelihood(const double *values, size_t n, bool right, double middle, double slope, double *p,
-                       int64_t *exponent) {
-    double z[LIKELY], share[LIKELY];
+/* Labels of one kind against a logistic share of matches: p is multiplied by their probability, with the
+ * exponent apart, for there may be many; the result is how many of them the curve expects to match. Of more
+ * than LIKELY labels some stand for all. */
+static double likelihood(const double *values, size_t n, bool right, double middle, double slope, double *p,
+                         int64_t *exponent) {
+    double z[LIKELY], share[LIKELY], matches = 0;
     size_t m = n < LIKELY ? n : LIKELY;
     for (size_t i = 0; i < m; i++) {
         double distance = values[spaced(i, n, m)] - middle;
@@ -795,81 +799,176 @@ static void likelihood(const double *values, size_t n, bool right, double middle
         int e;
         *p = frexp(*p * share[i], &e);
         *exponent += e;
+        matches += right ? share[i] : 1 - share[i];
     }
+    return m > 0 ? matches * ((double)n / (double)m) : 0;
+}
+
+/* value * 2^exponent for an exponent that is not above 0. */
+static double scaled(double value, int64_t exponent) {
+    return ldexp(value, exponent > -1000 ? (int)exponent : -1000);
+}
+
+/* A place where the score may be cut, and where the share of matches may be a half. */
+typedef struct point {
+    double at;
+    uint32_t cuts;          /* how many of the background's cuts lie at or above it */
+    double rows, ok, again; /* rows of the collection, positives and negatives at or above it */
+} point;
+
+static int compare_points(const void *a, const void *b) {
+    const point *x = a, *y = b;
+    return (x->at < y->at) - (x->at > y->at);
+}
+
+static int compare_descending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x < y) - (x > y);
+}
+
+/* The cuts of the background and some scores of labels, from the highest. `sorted` has room for all labels.
+ */
+static uint32_t list_points(const score *s, const double *wrong, size_t n_wrong, double rows_each,
+                            const double *cuts, const size_t *counts, uint32_t n_cuts, double *sorted,
+                            point *points) {
+    size_t labels = s->n_out + n_wrong, some = labels < LABEL_POINTS ? labels : LABEL_POINTS;
+    uint32_t n = 0;
+    memcpy(sorted, s->out, s->n_out * sizeof *sorted);
+    memcpy(sorted + s->n_out, wrong, n_wrong * sizeof *sorted);
+    qsort(sorted, labels, sizeof *sorted, compare_descending);
+    for (uint32_t i = 0; i < n_cuts; i++) {
+        points[n++].at = cuts[i];
+    }
+    for (size_t i = 0; i < some; i++) {
+        points[n++].at = sorted[spaced(i, labels, some)];
+    }
+    qsort(points, n, sizeof *points, compare_points);
+    for (uint32_t i = 0; i < n; i++) {
+        point *p = &points[i];
+        p->cuts = i > 0 ? points[i - 1].cuts : 0;
+        while (p->cuts < n_cuts && cuts[p->cuts] >= p->at) {
+            p->cuts++;
+        }
+        p->rows = p->cuts > 0 ? (double)counts[p->cuts - 1] * rows_each : 0;
+        p->ok = p->again = 0;
+        for (size_t k = 0; k < s->n_out; k++) {
+            p->ok += s->out[k] >= p->at;
+        }
+        for (size_t k = 0; k < n_wrong; k++) {
+            p->again += wrong[k] >= p->at;
+        }
+    }
+    return n;
+}
+
+/* matches[i]: rows of the collection that match and score at least the i-th cut, if their share at a score is
+ * logistic(slope * (score - middle)). Gives how many match at all. */
+static double count_matches(const double *cuts, const size_t *counts, uint32_t n, double rows_each,
+                            double slope, double middle, double *matches) {
+    double z[CUTS], shares[CUTS], sum = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        z[i] = slope * (cuts[i] - middle);
+    }
+    smooth_steps(z, n, shares);
+    for (uint32_t i = 0; i < n; i++) {
+        sum += (double)(counts[i] - (i > 0 ? counts[i - 1] : 0)) * rows_each * shares[i];
+        matches[i] = sum;
+    }
+    return sum;
 }
 
 /* Where to cut when labels come from the top of a ranking. Those are right or wrong by what they look like,
  * not by whether they were found, so the share of matches at a score can be learnt from them: it is taken to
- * be logistic(slope * (score - middle)). Its slope is that with which the rows thin out above the cut, at
- * least SLOPE. Its middle, for which all cuts are tried, has a posterior: by the held-out scores of the
- * positives, the scores of the negatives, and a prior by which N matches have a density of N^-2.5. The cut is
- * that of the highest expected F1 of what is returned with what is marked. `wrong` are the scores of the
- * negatives. The threshold moves there by the part c->exhausted. */
-static void go_beyond(const score *s, const double *wrong, size_t n_wrong, double rows_each, cut *c) {
-    double cuts[CUTS], totals[CUTS], weights[CUTS], z[CUTS], shares[CUTS];
-    double f1[CUTS] = {0}, right[CUTS] = {0}, recall[CUTS] = {0};
-    int64_t exponents[CUTS], highest = INT64_MIN;
+ * be logistic(slope * (score - middle)). The slope is that with which the rows thin out above the cut, at
+ * least SLOPE, or twice that; the middle any of the points. Of each slope, middles are weighted by the
+ * held-out scores of the positives and a prior by which N matches, marked or not, have a density of N^-2.5;
+ * both slopes count the same, until the scores of the negatives, `wrong`, tell them and the middles apart.
+ * The cut is the point of the highest expected F1 of what is returned, marked or not. The threshold moves
+ * there by the part c->exhausted. */
+static int32_t go_beyond(const score *s, const double *wrong, size_t n_wrong, double rows_each, cut *c,
+                         bw_error *error) {
+    double cuts[CUTS], matches[CUTS], weights[SLOPES][POINTS], likely[SLOPES][POINTS], all[POINTS];
+    double f1[POINTS] = {0}, right[POINTS] = {0}, recall[POINTS] = {0}, slopes[SLOPES];
+    int64_t exponents[SLOPES][POINTS], highest = INT64_MIN;
     size_t counts[CUTS];
-    uint32_t steps = list_cuts(s, cuts, counts), best = 0, last = 0;
+    point points[POINTS];
     double n = (double)s->n_out, sum = 0;
-    if (steps < 2) {
-        c->exhausted = 0;
-        return;
+    double *sorted = bw_alloc_array(s->n_out + n_wrong, sizeof *sorted);
+    if (!sorted) {
+        return bw_fail_nomem(error, (s->n_out + n_wrong) * sizeof *sorted);
     }
+    uint32_t n_cuts = list_cuts(s, cuts, counts), best = 0, last = 0;
+    uint32_t steps = list_points(s, wrong, n_wrong, rows_each, cuts, counts, n_cuts, sorted, points);
+    bw_free(sorted);
     size_t near = (size_t)floor(n / rows_each + 0.5);
     near = near > 2 ? near : 2;
     double first = score_at(s, near < s->n ? near : s->n - 1);
     double second = score_at(s, 4 * near < s->n ? 4 * near : s->n - 1);
-    double slope = LOG_4 / fmax(first - second, 0.02);
-    slope = slope > SLOPE ? slope : SLOPE;
-    for (uint32_t b = 0; b < steps; b++) {
-        weights[b] = 1;
-        exponents[b] = 0;
-        likelihood(s->out, s->n_out, true, cuts[b], slope, &weights[b], &exponents[b]);
-        likelihood(wrong, n_wrong, false, cuts[b], slope, &weights[b], &exponents[b]);
-        highest = exponents[b] > highest ? exponents[b] : highest;
-        for (uint32_t i = 0; i < steps; i++) {
-            z[i] = slope * (cuts[i] - cuts[b]);
+    slopes[0] = LOG_4 / fmax(first - second, 0.02);
+    slopes[0] = slopes[0] > SLOPE ? slopes[0] : SLOPE;
+    for (uint32_t k = 0; k < SLOPES; k++) {
+        slopes[k] = k > 0 ? 2 * slopes[k - 1] : slopes[0];
+        int64_t most = INT64_MIN;
+        for (uint32_t b = 0; b < steps; b++) {
+            double negative = 1;
+            int64_t power = 0;
+            weights[k][b] = likely[k][b] = 1;
+            exponents[k][b] = 0;
+            all[b] = count_matches(cuts, counts, n_cuts, rows_each, slopes[k], points[b].at, matches);
+            all[b] +=
+                likelihood(s->out, s->n_out, true, points[b].at, slopes[k], &likely[k][b], &exponents[k][b]);
+            all[b] += likelihood(wrong, n_wrong, false, points[b].at, slopes[k], &negative, &power);
+            most = exponents[k][b] > most ? exponents[k][b] : most;
         }
-        smooth_steps(z, steps, shares);
-        totals[b] = n;
-        for (uint32_t i = 0; i < steps; i++) {
-            totals[b] += (double)(counts[i] - (i > 0 ? counts[i - 1] : 0)) * rows_each * shares[i];
+        sum = 0;
+        for (uint32_t b = 0; b < steps; b++) {
+            double wide = fabs(all[b + 1 < steps ? b + 1 : b] - all[b > 0 ? b - 1 : b]);
+            weights[k][b] =
+                scaled(likely[k][b], exponents[k][b] - most) * wide / (all[b] * all[b] * sqrt(all[b]));
+            sum += weights[k][b];
+        }
+        for (uint32_t b = 0; b < steps; b++) {
+            weights[k][b] = sum > 0 ? weights[k][b] / sum : 0;
+            likely[k][b] = 1;
+            exponents[k][b] = 0;
+            likelihood(wrong, n_wrong, false, points[b].at, slopes[k], &likely[k][b], &exponents[k][b]);
+            highest = exponents[k][b] > highest ? exponents[k][b] : highest;
         }
     }
-    for (uint32_t b = 0; b < steps; b++) {
-        double wide = fabs(totals[b + 1 < steps ? b + 1 : b] - totals[b > 0 ? b - 1 : b]);
-        int64_t exponent = exponents[b] - highest > -1000 ? exponents[b] - highest : -1000;
-        weights[b] = ldexp(weights[b], (int)exponent) * wide / (totals[b] * totals[b] * sqrt(totals[b]));
-        sum += weights[b];
+    sum = 0;
+    for (uint32_t k = 0; k < SLOPES; k++) {
+        for (uint32_t b = 0; b < steps; b++) {
+            weights[k][b] *= scaled(likely[k][b], exponents[k][b] - highest);
+            sum += weights[k][b];
+        }
     }
     if (!(sum > 0)) {
         c->exhausted = 0;
-        return;
+        return BW_OK;
     }
-    for (uint32_t b = 0; b < steps; b++) {
-        double weight = weights[b] / sum, found = 0;
-        for (uint32_t i = 0; i < steps; i++) {
-            z[i] = slope * (cuts[i] - cuts[b]);
-        }
-        smooth_steps(z, steps, shares);
-        for (uint32_t i = 0; i < steps; i++) {
-            double rows = (double)counts[i] * rows_each;
-            found += (double)(counts[i] - (i > 0 ? counts[i - 1] : 0)) * rows_each * shares[i];
-            f1[i] += weight * (2 * (n + found) / (n + rows + totals[b]));
-            right[i] += weight * (found / rows);
-            recall[i] += weight * (found / (totals[b] - n));
+    for (uint32_t k = 0; k < SLOPES; k++) {
+        for (uint32_t b = 0; b < steps; b++) {
+            double weight = weights[k][b] / sum;
+            double hidden = count_matches(cuts, counts, n_cuts, rows_each, slopes[k], points[b].at, matches);
+            for (uint32_t i = 0; i < steps; i++) {
+                const point *p = &points[i];
+                double found = p->cuts > 0 ? matches[p->cuts - 1] : 0;
+                f1[i] += weight * (2 * (p->ok + found) / (p->ok + p->again + p->rows + n + hidden));
+                right[i] += weight * (found / fmax(p->rows, rows_each));
+                recall[i] += weight * (found / hidden);
+            }
         }
     }
     for (uint32_t i = 1; i < steps; i++) {
         best = f1[i] > f1[best] ? i : best;
     }
-    c->at = (1 - c->exhausted) * c->at + c->exhausted * cuts[best];
-    while (last + 1 < steps && cuts[last + 1] >= c->at) {
+    c->at = (1 - c->exhausted) * c->at + c->exhausted * points[best].at;
+    while (last + 1 < steps && points[last + 1].at >= c->at) {
         last++;
     }
-    c->precision = right[last];
-    c->recall = recall[last];
+    c->precision = fmin(right[last], 1); /* sums of many parts may end a little above it */
+    c->recall = fmin(recall[last], 1);
+    return BW_OK;
 }
 
 /* Scores of the negatives, which the term has seen: they weigh little in it. */
@@ -1585,7 +1684,7 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
     double share = at.exhausted;
     if (status == BW_OK && share > 0) {
         score_negatives(&w.score, &l, BW_DIMS, w.wrong);
-        go_beyond(&w.score, w.wrong, negatives, training->rows_each, &at);
+        status = go_beyond(&w.score, w.wrong, negatives, training->rows_each, &at, error);
     }
     if (status == BW_OK && training->fine && !fallen) {
         labels of_fine = l;
@@ -1604,7 +1703,7 @@ int32_t bw_train_cover(const bw_training *training, bw_model **model, bw_error *
             fine_at.exhausted = share;
             if (share > 0) {
                 score_negatives(&w.fine_score, &of_fine, BW_FINE_DIMS, w.wrong);
-                go_beyond(&w.fine_score, w.wrong, negatives, training->rows_each, &fine_at);
+                status = go_beyond(&w.fine_score, w.wrong, negatives, training->rows_each, &fine_at, error);
             }
             w.fine_score.terms.threshold = (int64_t)floor(fine_at.at * w.fine_score.unit + 0.5);
         }

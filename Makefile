@@ -2,6 +2,7 @@
 # make test    every test: linters, types, C tests under sanitizers, Python and SQL tests on DuckDB 2.0 and 1.5
 # make bench   measurements against the peers, 1M and 10M rows: build/bench/report.md (some 25 minutes on two cores)
 # make bench-learners DATA=FOLDER  quality of the learners; resumable, up to an hour (benchmarks/README.md)
+# make bench-codes DATA=FOLDER  what 32 bytes keep of an embedding (table 1 of docs/HEADS.md), some six minutes
 # make bench-paper-scale   260M rows; needs 16 GB of disk and up to an hour
 # make format  puts C and Python sources in the project's form
 # make clean   removes what the others made
@@ -20,12 +21,14 @@ C_FILES  := $(shell find engine/csrc benchmarks -name '*.c' -o -name '*.h' 2>/de
 DUCKDB_OLD := 1.5.6
 # pytest options, e.g. make test PYTEST="-k knn -x"
 PYTEST ?=
+# Two workers, files whole, so that what a file's tests share is made once; torch in each is content with one thread.
+RUN_PYTEST = OMP_NUM_THREADS=1 PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest -n 2 --dist loadfile
 # options of benchmarks/bench.py, e.g. make bench BENCH="--quick"
 BENCH ?=
-# a folder of real vectors for benchmarks/learners.py; without it the scene world alone is measured
+# a folder of real vectors for benchmarks/learners.py and table1.py; without it the scene world alone is measured
 DATA ?=
 
-.PHONY: demo test lint test-c test-python test-duckdb-old test-isa bench bench-learners bench-paper-scale format clean
+.PHONY: demo test lint test-c test-python test-duckdb-old test-isa bench bench-learners bench-codes bench-paper-scale format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -67,15 +70,16 @@ $(BUILD)/duckdb-$(DUCKDB_OLD): $(VENV)/bin/python
 test-duckdb-old: $(VENV)/installed $(VENV)/tools | $(BUILD)/duckdb-$(DUCKDB_OLD)
 	PYTHONPATH=$(BUILD)/duckdb-$(DUCKDB_OLD) $(BIN)/python -c \
 	    "import duckdb; assert duckdb.__version__ == '$(DUCKDB_OLD)', duckdb.__version__"
-	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) PATH=$(CURDIR)/$(BIN):$$PATH \
-	    $(BIN)/python -m pytest tests/test_sql.py tests/test_collection.py tests/test_store_machine.py $(PYTEST)
+	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) \
+	    $(RUN_PYTEST) tests/test_sql.py tests/test_collection.py tests/test_store_machine.py \
+	    tests/test_clip_sql.py tests/test_recode.py $(PYTEST)
 
 # And with the plain C kernels, the oracle of the others.
 test-isa: $(VENV)/installed $(VENV)/tools
-	BOXWOOD_FORCE_ISA=generic PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest tests/test_sql.py $(PYTEST)
+	BOXWOOD_FORCE_ISA=generic $(RUN_PYTEST) tests/test_sql.py $(PYTEST)
 
 test-python: $(VENV)/installed $(VENV)/tools
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/python -m pytest $(PYTEST)
+	$(RUN_PYTEST) $(PYTEST)
 
 # The peers are optional: what cannot be installed here is left out of the measurements.
 $(VENV)/peers: pyproject.toml constraints.txt | $(VENV)/installed
@@ -87,6 +91,9 @@ bench: $(VENV)/installed $(VENV)/peers
 
 bench-learners: $(VENV)/installed $(VENV)/peers
 	$(BIN)/python benchmarks/learners.py all $(DATA) $(BENCH)
+
+bench-codes: $(VENV)/installed $(VENV)/peers
+	$(BIN)/python benchmarks/table1.py $(DATA) $(BENCH)
 
 bench-paper-scale: $(VENV)/installed $(VENV)/peers
 	$(BIN)/python benchmarks/bench.py paper-scale $(BENCH)

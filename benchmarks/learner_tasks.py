@@ -245,7 +245,7 @@ class Coder:
 
 def fine_head(images: Floats, texts: Floats) -> Head:
     """The 128 directions that images and texts share."""
-    return Head.shared(images, texts, dims=FINE_DIMS)
+    return Head.shared(images, texts, dims=FINE_DIMS, steps=0)  # as Head.finer does it
 
 
 # --- real CLIP vectors ----------------------------------------------------------------------------

@@ -2,8 +2,12 @@
 -- open read-only and leave nothing behind. They need the extension, and these from whoever loads them:
 --   the variable boxwood_index, MAP(VARCHAR, VARCHAR): collection -> index folder
 --   the variable boxwood_problem, of the same type: collection -> why its index cannot be used; the others are not in it
---   scalars clip_text(collection, text) -> UTINYINT[] and clip_text_fine, the same: the code and the fine code of a phrase
---   (macros in shell.sql, Python's encoder else); the fine one is NULL in collections without fine codes
+--   clip_text(collection, text, weights, template) -> UTINYINT[] and clip_image(collection, image), and the same with
+--   _fine for fine codes, which are NULL in collections without: encoder.sql has them in Python, shell.sql in the shell
+
+-- One string or a list of them, as a list.
+CREATE OR REPLACE TEMP MACRO boxwood_strings(value) AS
+    CASE WHEN typeof(value) LIKE '%]' THEN try_cast(value AS VARCHAR[]) WHEN value IS NOT NULL THEN [value::VARCHAR] END;
 
 -- The index folder of a collection. An index that is not that of its rows is an error: it would give other rows.
 CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
@@ -17,11 +21,19 @@ CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
               || coalesce(nullif(array_to_string(list_sort(map_keys(getvariable('boxwood_index'))), ', '), ''), 'none'))
     );
 
--- The k images nearest to a phrase, to a code, and to an image of the collection (itself first): id, distance. `recall`
--- below 1 is faster and finds that share of them on average; `within` is a model that the images must match.
-CREATE OR REPLACE TEMP MACRO search_text(collection, text, k := 60, recall := 1.0, within := NULL) AS TABLE
+-- The k images nearest to a phrase, or to a mixture of several as clip_text takes it; to an image file; to a code; and to
+-- an image of the collection (itself first): id, distance. `recall` below 1 is faster and finds that share of them on
+-- average; `within` is a model that the images must match.
+CREATE OR REPLACE TEMP MACRO search_text(
+    collection, text, k := 60, recall := 1.0, within := NULL, weights := NULL, template := NULL
+) AS TABLE
     SELECT * FROM boxwood_knn(
-        boxwood_path(collection), q := clip_text(collection, text), k := k, recall := recall, within := within);
+        boxwood_path(collection), q := clip_text(collection, text, weights := weights, template := template),
+        k := k, recall := recall, within := within);
+
+CREATE OR REPLACE TEMP MACRO search_image(collection, image, k := 60, recall := 1.0, within := NULL) AS TABLE
+    SELECT * FROM boxwood_knn(
+        boxwood_path(collection), q := clip_image(collection, image), k := k, recall := recall, within := within);
 
 CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60, recall := 1.0, within := NULL) AS TABLE
     SELECT * FROM boxwood_knn(boxwood_path(collection), q := q, k := k, recall := recall, within := within);

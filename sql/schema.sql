@@ -1,6 +1,7 @@
 -- The tables in which a database keeps its collections. Beside them stands, for each collection, a table
 -- boxwood."<name>_codes"(id BIGINT PRIMARY KEY, d00 UTINYINT NOT NULL, .., d31 UTINYINT NOT NULL), which has a last
--- column `fine UTINYINT[128] NOT NULL` where the collection has fine codes.
+-- column `fine UTINYINT[128] NOT NULL` where the collection has fine codes; and, where the collection keeps its
+-- embeddings, boxwood."<name>_embeddings"(id BIGINT PRIMARY KEY, embedding FLOAT[<the encoder's dimensions>] NOT NULL).
 CREATE SCHEMA IF NOT EXISTS boxwood;
 
 CREATE TABLE IF NOT EXISTS boxwood.collections (
@@ -12,7 +13,7 @@ CREATE TABLE IF NOT EXISTS boxwood.collections (
     encoder VARCHAR,                           -- open_clip model/pretrained tag; NULL: codes came from outside
     encoder_fingerprint VARCHAR NOT NULL,      -- fingerprints: empty where there is none
     head_fingerprint VARCHAR NOT NULL,
-    quantizer_fingerprint VARCHAR NOT NULL,
+    quantizer_fingerprint VARCHAR NOT NULL,    -- of head and quantizer: equal where codes can be compared
     quantizer_offset DOUBLE,
     quantizer_scale DOUBLE,
     created TIMESTAMP NOT NULL,
@@ -23,7 +24,8 @@ CREATE TABLE IF NOT EXISTS boxwood.collections (
     fine_fingerprint VARCHAR NOT NULL DEFAULT '', -- of how they are made; empty: none, or none yet
     fine_head_fingerprint VARCHAR NOT NULL DEFAULT '',
     fine_quantizer_offset DOUBLE,
-    fine_quantizer_scale DOUBLE
+    fine_quantizer_scale DOUBLE,
+    keep_embeddings BOOLEAN NOT NULL DEFAULT false -- in boxwood."<name>_embeddings", to change the head later
 );
 
 CREATE TABLE IF NOT EXISTS boxwood.heads (
@@ -38,5 +40,6 @@ CREATE TABLE IF NOT EXISTS boxwood.texts (
     text VARCHAR NOT NULL,
     code UTINYINT[] NOT NULL,
     fine UTINYINT[],                           -- NULL where the collection has no fine codes
+    quantizer_fingerprint VARCHAR NOT NULL,    -- the collection's when these were made; others are not used
     PRIMARY KEY (collection, text)
 );

@@ -30,13 +30,16 @@ SET VARIABLE boxwood_texts = (
     SELECT coalesce(
         map_from_entries(list({'k': {'c': t.collection, 't': t.text}, 'v': t.code})),
         MAP {}::MAP(STRUCT(c VARCHAR, t VARCHAR), UTINYINT[]))
-    FROM boxwood.texts t
+    FROM boxwood.texts t JOIN boxwood.collections c
+      ON c.name = t.collection AND c.quantizer_fingerprint = t.quantizer_fingerprint
 );
 SET VARIABLE boxwood_fine_texts = (
     SELECT coalesce(
         map_from_entries(list({'k': {'c': t.collection, 't': t.text}, 'v': t.fine})),
         MAP {}::MAP(STRUCT(c VARCHAR, t VARCHAR), UTINYINT[]))
-    FROM boxwood.texts t WHERE t.fine IS NOT NULL
+    FROM boxwood.texts t JOIN boxwood.collections c
+      ON c.name = t.collection AND c.quantizer_fingerprint = t.quantizer_fingerprint
+    WHERE t.fine IS NOT NULL
 );
 
 -- Five stored phrases of a collection, those spelled most like the given one first. The parameters are zipped to the
@@ -59,17 +62,45 @@ CREATE OR REPLACE TEMP MACRO boxwood_phrases(collection, phrase) AS
             lambda e: '''' || e['t'] || ''''),
         ', ');
 
-CREATE OR REPLACE TEMP MACRO clip_text(collection, phrase) AS
+-- The one phrase that texts, weights and templates come to; NULL where they are a mixture.
+CREATE OR REPLACE TEMP MACRO boxwood_phrase(texts, weights, templates) AS
+    CASE WHEN len(texts) = 1 AND coalesce(len(templates), 1) = 1 AND coalesce(len(weights), 1) = 1
+              AND coalesce(weights[1], 1) > 0
+         THEN replace(coalesce(templates[1], '{}'), '{}', texts[1])
+    END;
+
+CREATE OR REPLACE TEMP MACRO boxwood_stored(collection, phrase) AS
     coalesce(
         getvariable('boxwood_texts')[{'c': collection::VARCHAR, 't': phrase::VARCHAR}],
-        CASE WHEN boxwood_path(collection) IS NOT NULL THEN error(
-            'the shell has no encoder, and the code of ' || coalesce('''' || phrase::VARCHAR || '''', 'NULL')
-            || ' is not stored: search for it once from Python, which stores it. Stored for ''' || collection
-            || ''' are, for example: ' || coalesce(nullif(boxwood_phrases(collection, coalesce(phrase, '')), ''), 'none'))
+        CASE WHEN boxwood_path(collection) IS NULL THEN NULL
+             WHEN phrase IS NULL THEN error(
+                'the shell has no encoder, so it knows the codes of single texts alone, not of mixtures of texts or '
+                || 'templates: ask for the code in Python, and search by that with search_code')
+             ELSE error(
+                'the shell has no encoder, and the code of ''' || phrase
+                || ''' is not stored: search for it once from Python, which stores it. Stored for ''' || collection
+                || ''' are, for example: ' || coalesce(nullif(boxwood_phrases(collection, phrase), ''), 'none'))
         END
     );
 
-CREATE OR REPLACE TEMP MACRO clip_text_fine(collection, phrase) AS
-    CASE WHEN clip_text(collection, phrase) IS NOT NULL
-         THEN getvariable('boxwood_fine_texts')[{'c': collection::VARCHAR, 't': phrase::VARCHAR}]
+CREATE OR REPLACE TEMP MACRO clip_text(collection, text, weights := NULL, template := NULL) AS
+    CASE WHEN collection IS NOT NULL AND text IS NOT NULL
+         THEN boxwood_stored(
+            collection, boxwood_phrase(boxwood_strings(text), weights::DOUBLE[], boxwood_strings(template)))
     END;
+
+CREATE OR REPLACE TEMP MACRO clip_text_fine(collection, text, weights := NULL, template := NULL) AS
+    CASE WHEN clip_text(collection, text, weights := weights, template := template) IS NOT NULL
+         THEN getvariable('boxwood_fine_texts')[{
+            'c': collection::VARCHAR,
+            't': boxwood_phrase(boxwood_strings(text), weights::DOUBLE[], boxwood_strings(template))}]
+    END;
+
+CREATE OR REPLACE TEMP MACRO clip_image(collection, image) AS
+    CASE WHEN collection IS NOT NULL AND image IS NOT NULL
+         THEN CASE WHEN boxwood_path(collection) IS NOT NULL THEN error(
+            'the shell has no encoder, so it cannot embed images: search from Python, or for images like one of the '
+            || 'collection with search_like')::UTINYINT[] END
+    END;
+
+CREATE OR REPLACE TEMP MACRO clip_image_fine(collection, image) AS clip_image(collection, image);

@@ -951,13 +951,13 @@ def test_add_images(con: Con, pictures: Path) -> None:
     (pictures / "broken.png").write_bytes(b"\x89PNG")
     (pictures / "notes.txt").write_text("no image")
     report = photos.add_images(pictures, batch=64)
-    assert (report.added, report.skipped) == (200, 0)
+    assert (report.added, report.known) == (200, 0)
     assert [Path(uri).name for uri, _ in report.failed] == ["broken.png"]
     assert con.execute("SELECT id, width, height FROM photos LIMIT 1").fetchall() == [(0, 16, 12)]
     rows = con.execute("SELECT uri, bytes FROM photos").fetchall()
     assert all(Path(uri).stat().st_size == size for uri, size in rows)
     again = photos.add_images([pictures, pictures / "005.png"])
-    assert (again.added, again.skipped, len(again.failed)) == (0, 200, 1)
+    assert (again.added, again.known, len(again.failed)) == (0, 200, 1)
     photos.verify()
     hits = photos.search_image(pictures / "017.png", k=1)
     assert con.execute("SELECT uri FROM photos WHERE id = ?", [hits["id"][0].as_py()]).fetchall() \
@@ -1102,7 +1102,7 @@ def test_add_images_is_interrupted(database: Path, pictures: Path, how: str) -> 
         photos.verify()
         assert con.execute("SELECT count(*) FROM photos").fetchall() == [(before,)]
         report = photos.add_images(pictures)
-        assert (report.added, report.skipped) == (200 - before, before)
+        assert (report.added, report.known) == (200 - before, before)
         photos.verify()
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import bench  # noqa: E402
 import data  # noqa: E402
+import embed  # noqa: E402
 import learner_methods as methods  # noqa: E402
 import learner_report  # noqa: E402
 import learner_speed  # noqa: E402
@@ -653,3 +654,18 @@ def test_a_person_marks_the_best_rows_of_known_truth_once() -> None:
     assert (person.right.tolist(), person.wrong.tolist()) == ([0, 2, 4], [1])
     person.look(scores, 2)
     assert person.marked.tolist() == [True, True, True, False, True]
+
+
+def test_embedding_is_compared_with_open_clip(tmp_path: Path) -> None:
+    assert "nothing is measured" in run("embed.py", tmp_path / "none")
+    pytest.importorskip("PIL")
+    scenes.write(tmp_path, embed.WARM + 20, 1)
+    files = embed.find_images(tmp_path)
+    rows = embed.measure("tiny-scenes", files, 1, 16, 1)
+    assert [row[1] for row in rows] == [
+        "open_clip", "open_clip, DataLoader", "boxwood, threads", "boxwood, processes",
+    ]  # fmt: skip
+    encoder = embed.encoder_of("tiny-scenes")
+    alone = embed.alone(encoder, files, 16, None)
+    pictures = [embed.boxwood.encode.load_image(file) for file in files]
+    assert np.abs(alone - encoder.images(pictures)).max() < 1e-5

@@ -350,10 +350,11 @@ def test_mixed_fine_codes_are_refused(con: Con, tmp_path: Path) -> None:
     with pytest.raises(boxwood.InputError, match="created with fine=True"):
         always.add_npy(tmp_path / "codes.npy")
     always.append(np.arange(50), embeddings=embeddings)
-    refused(always, "has fine codes.*or embeddings", [90], codes=codes[:1])
-    with pytest.raises(boxwood.InputError, match="has fine codes"):
+    mine = always.info()["quantizer"]
+    refused(always, "has fine codes.*or embeddings", [90], codes=codes[:1], fingerprint=mine)
+    with pytest.raises(boxwood.IndexMismatch, match=f"of no known fingerprint.*are of {mine}"):
         always.add_npy(tmp_path / "codes.npy")
-    always.append([90, 91, 92], codes=codes, fine=fine)
+    always.append([90, 91, 92], codes=codes, fine=fine, fingerprint=mine)
     always.verify()
     refused(always, "go with codes", [95], embeddings=embeddings[:1], fine=fine[:1])
     for bad, message in (

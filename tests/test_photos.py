@@ -80,7 +80,7 @@ def test_odd_files(collection: Any, odd: Path) -> None:
     report = collection.add_images(odd, progress=False)
     assert {Path(path).name for path, _ in report.failed} == BROKEN
     assert all(reason for _, reason in report.failed)
-    assert (report.added, report.skipped) == (len(GOOD), 0)
+    assert (report.added, report.known) == (len(GOOD), 0)
     paths = [Path(p) for (p,) in collection.con.execute("SELECT uri FROM photos").fetchall()]
     assert {p.name for p in paths} == GOOD
     assert all(p.is_file() for p in paths)
@@ -94,7 +94,7 @@ def test_odd_files(collection: Any, odd: Path) -> None:
     collection.verify()
 
     again = collection.add_images(odd, progress=False)
-    assert (again.added, again.skipped) == (0, len(GOOD))
+    assert (again.added, again.known) == (0, len(GOOD))
     assert {Path(path).name for path, _ in again.failed} == BROKEN
 
 

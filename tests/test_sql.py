@@ -136,7 +136,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     phrases = {"a leopard": codes[17], "a lion": codes[18], "a red bus": codes[400]}
     for text, code in phrases.items():
         con.execute(
-            "INSERT INTO boxwood.texts VALUES ('photos', ?, ?, NULL)", [text, code.tolist()]
+            "INSERT INTO boxwood.texts VALUES ('photos', ?, ?, NULL, '')", [text, code.tolist()]
         )
     codes_table(con, ids, codes)
     con.execute(
@@ -1294,16 +1294,16 @@ def test_examples_of_the_docs(tmp_path: Path) -> None:
         " taken FROM codes; CREATE TABLE likes AS SELECT 17 AS id, 'me' AS who"
     )
     con.execute(
-        "INSERT INTO boxwood.texts SELECT 'photos', 'a leopard', code, NULL FROM lists LIMIT 1"
+        "INSERT INTO boxwood.texts SELECT 'photos', 'a leopard', code, NULL, '' FROM lists LIMIT 1"
     )
-    con.execute(MACROS)
-    con.execute(SHELL)
-    con.execute(f"SET VARIABLE boxwood_index = MAP {{'photos': '{index}'}}")
     con.execute(
         "INSERT INTO boxwood.collections (name, uuid, generation, id_column, created,"
         " encoder_fingerprint, head_fingerprint, quantizer_fingerprint)"
         " VALUES ('photos', ?, 1, 'id', TIMESTAMP '2024-01-01', '', '', '')", [str(UUID)],
     )  # fmt: skip
+    con.execute(MACROS)
+    con.execute(SHELL)
+    con.execute(f"SET VARIABLE boxwood_index = MAP {{'photos': '{index}'}}")
     for block in blocks:
         script = block.replace("d01, /* .. */ d31", ", ".join(COLUMNS[1:]))
         for statement in con.extract_statements(script):

@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from boxwood.collection import AddReport, Collection, Estimate, Refined
+    from boxwood.collection import AddReport, Collection, Encoded, Estimate, Recoded, Refined
     from boxwood.connection import connect, load
     from boxwood.encode import Encoder, Head, Quantizer
     from boxwood.encode.vocabulary import TINY
@@ -41,6 +41,7 @@ __all__ = [
     "Cancelled",
     "Collection",
     "DatabaseLocked",
+    "Encoded",
     "Encoder",
     "Error",
     "Estimate",
@@ -56,6 +57,7 @@ __all__ = [
     "OutOfMemory",
     "Quantizer",
     "ReadOnly",
+    "Recoded",
     "Refined",
     "StorageError",
     "__version__",
@@ -65,7 +67,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "collection": ("AddReport", "Collection", "Estimate", "Refined"),
+    "collection": ("AddReport", "Collection", "Encoded", "Estimate", "Recoded", "Refined"),
     "connection": ("connect", "load"),
     "encode": ("Encoder", "Head", "Quantizer"),
     "encode.vocabulary": ("TINY",),

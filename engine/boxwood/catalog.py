@@ -10,13 +10,15 @@ import atexit
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
 import tempfile
 import threading
 import uuid as uuids
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +30,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from boxwood import native
-from boxwood.encode import Encoder, Head, Quantizer, map_images, map_texts
+from boxwood.encode import Encoder, Head, Quantizer, load_image, map_images, map_texts
 from boxwood.errors import Error, IndexMismatch, InputError, MissingDependency, ReadOnly
 
 Codes = NDArray[np.uint8]
@@ -37,13 +39,14 @@ COLUMNS = [f"d{dim:02}" for dim in range(native.DIMS)]
 FINE = "fine"
 """The codes table's column of fine codes, in collections that have them."""
 GIVEN = "codes"
-"""In place of a quantizer's fingerprint, in collections whose codes came ready-made; and in place
-of that of fine codes."""
+"""In place of a quantizer's fingerprint, in collections whose codes came ready-made, from nobody
+knows where; and in place of that of fine codes."""
 
 _FIELDS = (
     "name, uuid, generation, table_name, id_column, owns_table, encoder, encoder_fingerprint, "
     "head_fingerprint, quantizer_fingerprint, quantizer_offset, quantizer_scale, folder, fine, "
-    "fine_fingerprint, fine_head_fingerprint, fine_quantizer_offset, fine_quantizer_scale"
+    "fine_fingerprint, fine_head_fingerprint, fine_quantizer_offset, fine_quantizer_scale, "
+    "keep_embeddings"
 )
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -174,11 +177,46 @@ class Coding(NamedTuple):
     fine_quantizer: Quantizer | None = None
 
     @property
+    def fingerprint(self) -> str:
+        """Of the codes: what the collection, its index and models call their quantizer. The head is
+        in it, since a head that turns the axes may well have the same quantizer."""
+        return _both(self.head, self.quantizer)
+
+    @property
     def fine_fingerprint(self) -> str:
         if self.fine_head is None or self.fine_quantizer is None:
             return ""
-        both = f"{self.fine_head.fingerprint} {self.fine_quantizer.fingerprint}"
-        return hashlib.sha256(both.encode()).hexdigest()[:16]
+        return _both(self.fine_head, self.fine_quantizer)
+
+    def blend(self, texts: NDArray[np.float32], weights: Sequence[float]) -> NDArray[np.float32]:
+        """One text embedding (1, width) out of several (n, width), as far towards each as its
+        weight says, and away from it where that is negative.
+
+        Texts lie together around their mean, so differences from it are weighed: the answer is
+        the unit vector that lies from the mean in the direction of the weighted sum. One text
+        comes back as it is.
+        """
+        mean = self.head.text_mean.astype(np.float64)
+        unit = texts.astype(np.float64)
+        unit /= np.linalg.norm(unit, axis=1, keepdims=True)
+        if len(unit) == 1 and weights[0] > 0:
+            return np.asarray(unit, np.float32)
+        given = np.asarray(weights, np.float64)
+        way = (given / np.abs(given).max()) @ (unit - mean)
+        length, inside = float(way @ way), 1 - float(mean @ mean)
+        if length < 1e-12 and min(weights) >= 0:  # the mean itself: words for everything
+            whole = given @ unit
+            return np.asarray((whole / np.linalg.norm(whole))[None], np.float32)
+        if length < 1e-12:
+            raise InputError(
+                "the weighted texts cancel each other out, so that nothing is left to search for: "
+                "change the weights"
+            )
+        if inside <= 0:  # a mean that is not that of unit vectors
+            mean, inside = np.zeros_like(mean), 1.0
+        along = float(mean @ way)
+        step = (math.sqrt(along * along + length * inside) - along) / length
+        return np.asarray((mean + step * way)[None], np.float32)
 
     def images(self, embeddings: ArrayLike) -> tuple[Codes, Codes | None]:
         """Codes (n, 32) and fine codes (n, 128) of image embeddings (n, width)."""
@@ -196,6 +234,11 @@ class Coding(NamedTuple):
         if self.fine_quantizer is None:
             return codes, None
         return codes, self.fine_quantizer.encode(mapped[1])
+
+
+def _both(head: Head, quantizer: Quantizer) -> str:
+    both = f"{head.fingerprint} {quantizer.fingerprint}"
+    return hashlib.sha256(both.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -222,11 +265,17 @@ class Record:
     fine_head: str = ""
     fine_offset: float | None = None
     fine_scale: float | None = None
+    keep_embeddings: bool = False
 
     @property
     def codes(self) -> str:
         """The codes table, as SQL."""
         return f"boxwood.{quoted(self.name + '_codes')}"
+
+    @property
+    def embeddings(self) -> str:
+        """The table of kept embeddings, as SQL; there once there are embeddings to keep."""
+        return f"boxwood.{quoted(self.name + '_embeddings')}"
 
     @property
     def fingerprints(self) -> native.Fingerprints:
@@ -345,11 +394,11 @@ def insert(
         blob = None if texts is None else json.dumps(texts).encode()
     cur.execute(
         f"INSERT INTO boxwood.collections ({_FIELDS}, texts, created) "
-        f"VALUES ({', '.join('?' * 19)}, current_localtimestamp())",
+        f"VALUES ({', '.join('?' * 20)}, current_localtimestamp())",
         [new.name, str(new.uuid), new.generation, new.table, new.id_column, new.owns_table,
          new.encoder, new.encoder_fingerprint, new.head, new.quantizer, new.offset, new.scale,
          new.folder, new.fine_wanted, new.fine, new.fine_head, new.fine_offset, new.fine_scale,
-         blob],
+         new.keep_embeddings, blob],
     )  # fmt: skip
     _create_codes(cur, new)
 
@@ -375,26 +424,43 @@ def given_texts(
     return list(json.loads(blob))
 
 
+def set_ready(cur: duckdb.DuckDBPyConnection, old: Record, codes: str, fine: str) -> Record:
+    """Record what the ready codes of a collection that has none yet are called, and its fine codes
+    or empty; within the caller's transaction."""
+    return _set_codes(cur, replace(old, head="", quantizer=codes, fine=fine), anew=bool(fine))
+
+
 def set_coding(
-    cur: duckdb.DuckDBPyConnection, old: Record, coding: Coding | None, fine: bool = False
+    cur: duckdb.DuckDBPyConnection, old: Record, coding: Coding, anew: bool = False
 ) -> Record:
-    """Record how the codes of a collection that has none yet are made; within the caller's
-    transaction. Without `coding` they come ready-made, and so do fine codes if `fine`."""
-    if coding is None:
-        new = replace(old, head="", quantizer=GIVEN, fine=GIVEN if fine else "")
-    else:
-        head, quantizer, fine_head, fine_quantizer = coding
-        store_head(cur, head)
+    """Record how the codes of a collection are made; within the caller's transaction. The codes
+    table is then empty: that of a collection without codes as it was, or, with `anew`, a new one.
+    """
+    head, quantizer, fine_head, fine_quantizer = coding
+    store_head(cur, head)
+    new = replace(
+        old, head=head.fingerprint, quantizer=coding.fingerprint, offset=quantizer.offset,
+        scale=quantizer.scale, fine=coding.fine_fingerprint, fine_head="", fine_offset=None,
+        fine_scale=None,
+    )  # fmt: skip
+    if fine_head is not None and fine_quantizer is not None:
+        store_head(cur, fine_head)
         new = replace(
-            old, head=head.fingerprint, quantizer=quantizer.fingerprint,
-            offset=quantizer.offset, scale=quantizer.scale, fine=coding.fine_fingerprint,
+            new, fine_head=fine_head.fingerprint, fine_offset=fine_quantizer.offset,
+            fine_scale=fine_quantizer.scale,
         )  # fmt: skip
-        if fine_head is not None and fine_quantizer is not None:
-            store_head(cur, fine_head)
-            new = replace(
-                new, fine_head=fine_head.fingerprint, fine_offset=fine_quantizer.offset,
-                fine_scale=fine_quantizer.scale,
-            )  # fmt: skip
+    new = _set_codes(cur, new, anew=anew or bool(new.fine))
+    if new.keep_embeddings:
+        cur.execute(
+            f"CREATE TABLE IF NOT EXISTS {new.embeddings} "
+            f"(id BIGINT PRIMARY KEY, embedding FLOAT[{head.width}] NOT NULL)"
+        )
+    if anew:
+        remove_unused_heads(cur)
+    return new
+
+
+def _set_codes(cur: duckdb.DuckDBPyConnection, new: Record, anew: bool) -> Record:
     cur.execute(
         "UPDATE boxwood.collections SET head_fingerprint = ?, quantizer_fingerprint = ?, "
         "quantizer_offset = ?, quantizer_scale = ?, fine_fingerprint = ?, "
@@ -403,10 +469,17 @@ def set_coding(
         [new.head, new.quantizer, new.offset, new.scale, new.fine, new.fine_head, new.fine_offset,
          new.fine_scale, new.name],
     )  # fmt: skip
-    if new.fine:  # a column that no row may lack cannot be added to a table
+    if anew:  # a column that no row may lack cannot be added to a table
         cur.execute(f"DROP TABLE {new.codes}")
         _create_codes(cur, new)
     return new
+
+
+def remove_unused_heads(cur: duckdb.DuckDBPyConnection) -> None:
+    cur.execute(
+        "DELETE FROM boxwood.heads WHERE fingerprint NOT IN "
+        "(SELECT unnest([head_fingerprint, fine_head_fingerprint]) FROM boxwood.collections)"
+    )
 
 
 def raise_generation(cur: duckdb.DuckDBPyConnection, old: Record) -> Record:
@@ -460,40 +533,61 @@ def open_encoder(name: str, fingerprint: str = "") -> Encoder:
     """The encoder of this name, loaded once in a process; refused where its weights are others
     than those of the fingerprint."""
     with _encoders_lock:
-        if name not in _encoders:
-            _encoders[name] = Encoder.open(name)
-        encoder = _encoders[name]
+        encoder = _encoders.get(name)
+        if encoder is None:
+            encoder = Encoder.open(name)
+            _encoders[name] = _encoders[encoder.name] = encoder
     if fingerprint and encoder.fingerprint != fingerprint:
         raise IndexMismatch(
-            f"the encoder {name!r} has other weights ({encoder.fingerprint}) than those that made "
-            f"this collection ({fingerprint}): use the same ones, or make a new collection"
+            f"the encoder {name!r} has other weights (fingerprint {encoder.fingerprint}) than "
+            f"those that made this collection ({fingerprint}): use the same ones, or make a new "
+            "collection"
         )
     return encoder
 
 
-def keep_encoder(encoder: Encoder) -> None:
-    """Let `open_encoder` find an encoder that the caller has opened."""
+def keep_encoder(encoder: Encoder, name: str | None = None) -> None:
+    """Let `open_encoder` find an encoder that the caller has opened, by its name or another."""
     with _encoders_lock:
-        _encoders[encoder.name] = encoder
+        _encoders[encoder.name if name is None else name] = encoder
 
 
 # --- texts ----------------------------------------------------------------------------------------
 
 
-def stored_text(
-    cur: duckdb.DuckDBPyConnection, name: str, text: str
-) -> tuple[Codes, Codes | None] | None:
-    row = one(
-        cur, "SELECT code, fine FROM boxwood.texts WHERE collection = ? AND text = ?", [name, text]
-    )
-    if row is None:
-        return None
-    return np.array(row[0], np.uint8), None if row[1] is None else np.array(row[1], np.uint8)
+def stored_texts(
+    cur: duckdb.DuckDBPyConnection, of: Record, texts: Sequence[str]
+) -> dict[str, tuple[Codes, Codes | None]]:
+    """Code and fine code of those of the texts that are stored by the coding of now."""
+    if not texts:
+        return {}
+    rows = cur.execute(
+        "SELECT text, code, fine FROM boxwood.texts "
+        "WHERE collection = ? AND quantizer_fingerprint = ? AND "
+        + ("text = ?" if len(texts) == 1 else "text IN (SELECT unnest(?::VARCHAR[]))"),
+        [of.name, of.quantizer, texts[0] if len(texts) == 1 else list(texts)],
+    ).fetchall()
+    return {
+        text: (np.array(code, np.uint8), None if fine is None else np.array(fine, np.uint8))
+        for text, code, fine in rows
+    }
+
+
+def stored_phrases(cur: duckdb.DuckDBPyConnection, name: str) -> list[str]:
+    """The stored phrases of a collection, sorted."""
+    rows = cur.execute(
+        "SELECT text FROM boxwood.texts WHERE collection = ? ORDER BY text", [name]
+    ).fetchall()
+    return [text for (text,) in rows]
+
+
+def remove_texts(cur: duckdb.DuckDBPyConnection, name: str) -> None:
+    cur.execute("DELETE FROM boxwood.texts WHERE collection = ?", [name])
 
 
 def store_texts(
     cur: duckdb.DuckDBPyConnection,
-    name: str,
+    of: Record,
     texts: list[str],
     codes: Codes,
     fine: Codes | None,
@@ -510,43 +604,268 @@ def store_texts(
     )
     with registered(cur, "boxwood_new_texts", rows):
         cur.execute(
-            "INSERT OR IGNORE INTO boxwood.texts SELECT ?, text, code, fine FROM boxwood_new_texts",
-            [name],
+            "INSERT OR REPLACE INTO boxwood.texts "
+            "SELECT ?, text, code, fine, ? FROM boxwood_new_texts",
+            [of.name, of.quantizer],
         )
 
 
-def text_code(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> Codes:
-    """The code of a text, shape (32,), as `text_codes` finds it."""
-    return text_codes(cur, name, text)[0]
+class _Vectors:
+    """Embeddings that were made lately, so that a phrase, or a picture, in many queries or many
+    rows of one is embedded once. Those asked for least lately make room for new ones."""
+
+    LIMIT = 8192  # of some 2 KiB
+
+    def __init__(self) -> None:
+        self._rows: OrderedDict[tuple[str, str, object], NDArray[np.float32]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(
+        self,
+        encoder: Encoder,
+        kind: str,
+        keys: Sequence[Hashable],
+        make: Callable[[list[int]], NDArray[np.float32]],
+    ) -> NDArray[np.float32]:
+        """Embeddings (n, dims) for keys; `make` gives those of the places where it is asked."""
+        at = [(encoder.fingerprint, kind, key) for key in keys]
+        with self._lock:
+            found = {key: self._rows[key] for key in at if key in self._rows}
+            for key in found:
+                self._rows.move_to_end(key)
+        missing = {key: place for place, key in enumerate(at) if key not in found}
+        if missing:
+            made = make(list(missing.values()))
+            found.update(zip(missing, made, strict=True))
+            with self._lock:
+                for key, row in zip(missing, made, strict=True):
+                    self._rows[key] = row.copy()
+                while len(self._rows) > self.LIMIT:
+                    self._rows.popitem(last=False)
+        return np.stack([found[key] for key in at])
+
+    def clear(self) -> None:
+        with self._lock:
+            self._rows.clear()
 
 
-def text_codes(cur: duckdb.DuckDBPyConnection, name: str, text: str) -> tuple[Codes, Codes | None]:
-    """The code of a text, shape (32,), and its fine code (128,) where the collection has such: from
-    boxwood.texts where it is known, else by the collection's encoder, and then kept there when the
-    database can be written."""
-    if not isinstance(text, str) or not text.strip():
-        raise InputError(f"the text to search for must not be empty, but is {text!r}")
-    of = record(cur, name)
-    known = stored_text(cur, name, text)
-    if known is not None:
-        return known
-    coding = load_coding(cur, of)
+vectors = _Vectors()
+
+SLOT = "{}"
+"""In a template, the place of the text."""
+
+_KEPT_AT_ONCE = 100
+"""New phrases in a call, at most, that are stored for the shell: more are a column of a table, not
+a search."""
+
+
+class Phrase(NamedTuple):
+    """What a search by words asks for: texts with weights, each put into templates."""
+
+    texts: tuple[str, ...]
+    weights: tuple[float, ...]
+    templates: tuple[str, ...] = (SLOT,)
+
+    @classmethod
+    def of(
+        cls,
+        text: str | Sequence[str],
+        weights: Sequence[float] | None = None,
+        template: str | Sequence[str] | None = None,
+    ) -> Phrase:
+        """Checked. Raises InputError for what makes no sense."""
+        texts = _strings(text, "text", "the text to search for must not be empty, but is")
+        templates: tuple[str, ...] = (SLOT,)
+        if template is not None:
+            templates = _strings(template, "template", "a template must not be empty, but is")
+            for one_ in templates:
+                if SLOT not in one_:
+                    raise InputError(
+                        f"the template {one_!r} has no {SLOT}, the place of the text, as in "
+                        f"'a photo of a {SLOT}'"
+                    )
+        if weights is None:
+            return cls(texts, (1.0,) * len(texts), templates)
+        given = [weights] if isinstance(weights, (int, float)) else list(weights)
+        if len(given) != len(texts):
+            raise InputError(f"{len(texts)} texts cannot go with {len(given)} weights")
+        for weight in given:
+            bad = isinstance(weight, (bool, str)) or weight is None
+            if bad or not math.isfinite(weight) or abs(weight) > 1e6:
+                raise InputError(f"a weight must be a number from -1e6 to 1e6, not {weight!r}")
+        if not any(given):
+            raise InputError("all weights are 0, so that nothing is left to search for")
+        return cls(texts, tuple(float(weight) for weight in given), templates)
+
+    @property
+    def plain(self) -> str | None:
+        """The one text that says the same; None where there is none."""
+        if len(self.texts) > 1 or len(self.templates) > 1 or self.weights[0] <= 0:
+            return None
+        return self.filled()[0]
+
+    def filled(self) -> list[str]:
+        """Every text in every template, text by text."""
+        return [form.replace(SLOT, text) for text in self.texts for form in self.templates]
+
+    def embedding(self, coding: Coding, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The embedding (1, width) of the whole, out of those of `filled`: templates averaged as
+        "Learning Transferable Visual Models From Natural Language Supervision" (Radford et al.)
+        does it, then `Coding.blend`."""
+        if self.plain is not None:
+            return rows
+        rows = rows.reshape(len(self.texts), len(self.templates), -1)
+        return coding.blend(rows.mean(axis=1), self.weights)
+
+
+def _strings(values: str | Sequence[str], what: str, empty: str) -> tuple[str, ...]:
+    if isinstance(values, str):
+        values = (values,)
+    if not isinstance(values, (list, tuple, np.ndarray)):
+        raise InputError(f"{empty} {values!r}: pass a string, or a list of them")
+    if not len(values):
+        raise InputError(f"there is no {what}: the list is empty")
+    for value in values:
+        if not isinstance(value, str) or not value.strip():
+            raise InputError(f"{empty} {value!r}")
+    return tuple(values)
+
+
+def phrase_codes(
+    cur: duckdb.DuckDBPyConnection, name: str, phrases: Sequence[Phrase]
+) -> tuple[Codes, Codes | None, str]:
+    """Codes (n, 32) of phrases, their fine codes (n, 128) where the collection has such, and the
+    fingerprint of the codes.
+
+    Single texts come from boxwood.texts where they are known. All others are embedded in one call
+    of the collection's encoder, and single texts, a hundred at most, kept in boxwood.texts when the
+    database can be written.
+    """
+    plain = [phrase.plain for phrase in phrases]
+    with _snapshot(cur):
+        of = record(cur, name)
+        known = stored_texts(cur, of, [text for text in plain if text is not None])
+        todo = [n for n, text in enumerate(plain) if text is None or text not in known]
+        coding = _need_coding(cur, of) if todo else None
+    codes = np.empty((len(phrases), native.DIMS), np.uint8)
+    fine = np.empty((len(phrases), native.FINE_DIMS), np.uint8) if of.fine else None
+    if coding is not None:
+        encoder = _need_encoder(of)
+        filled = {text: None for n in todo for text in phrases[n].filled()}
+        texts = list(filled)
+        rows = vectors.get(encoder, "text", texts, lambda at: encoder.texts([texts[n] for n in at]))
+        place = {text: n for n, text in enumerate(texts)}
+        whole = [
+            phrases[n].embedding(coding, rows[[place[text] for text in phrases[n].filled()]])
+            for n in todo
+        ]
+        made, made_fine = coding.texts(np.concatenate(whole))
+        codes[todo] = made
+        if fine is not None and made_fine is not None:
+            fine[todo] = made_fine
+        _keep_texts(cur, of, [plain[n] for n in todo], made, made_fine)
+    for n, text in enumerate(plain):
+        if text in known:
+            codes[n], finer = known[text]
+            if fine is not None and finer is not None:
+                fine[n] = finer
+    return codes, fine, of.quantizer
+
+
+def _keep_texts(
+    cur: duckdb.DuckDBPyConnection,
+    of: Record,
+    texts: Sequence[str | None],
+    codes: Codes,
+    fine: Codes | None,
+) -> None:
+    new = {text: n for n, text in enumerate(texts) if text is not None}
+    if not new or len(new) > _KEPT_AT_ONCE or database(cur).read_only:
+        return
+    at = list(new.values())
+    with suppress(duckdb.TransactionException):  # somebody else stores it at this moment
+        store_texts(cur, of, list(new), codes[at], None if fine is None else fine[at])
+
+
+def image_codes(
+    cur: duckdb.DuckDBPyConnection, name: str, images: Sequence[str | bytes]
+) -> tuple[Codes, Codes | None, str]:
+    """Codes of image files, by their paths or what they hold, as `phrase_codes` gives them. Each is
+    decoded when its turn comes, a batch at a time, and what was embedded lately is not again."""
+    with _snapshot(cur):
+        of = record(cur, name)
+        coding = _need_coding(cur, of)
+    encoder = _need_encoder(of)
+    codes = np.empty((len(images), native.DIMS), np.uint8)
+    fine = np.empty((len(images), native.FINE_DIMS), np.uint8) if of.fine else None
+    for start in range(0, len(images), _IMAGES_AT_ONCE):
+        some = images[start : start + _IMAGES_AT_ONCE]
+        files = [_ImageFile(image) for image in some]
+
+        def make(at: list[int], files: list[_ImageFile] = files) -> NDArray[np.float32]:
+            return encoder.images([files[n].picture() for n in at])
+
+        rows = vectors.get(encoder, "image", [file.digest for file in files], make)
+        made, made_fine = coding.images(rows)
+        codes[start : start + len(some)] = made
+        if fine is not None and made_fine is not None:
+            fine[start : start + len(some)] = made_fine
+    return codes, fine, of.quantizer
+
+
+_IMAGES_AT_ONCE = 64
+
+
+class _ImageFile:
+    def __init__(self, image: str | bytes) -> None:
+        self._image: Path | bytes
+        if isinstance(image, str):
+            path = Path(image).expanduser()
+            if not path.is_file():
+                raise InputError(f"there is no image file {image!r}")
+            self._image = path
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise InputError(f"cannot read {image!r}: {error.strerror or error}") from error
+        else:
+            self._image = data = image
+        self.digest = hashlib.sha256(data).digest()
+
+    def picture(self) -> Any:
+        image = self._image
+        return load_image(io.BytesIO(image) if isinstance(image, bytes) else image)
+
+
+@contextmanager
+def _snapshot(cur: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Let queries see one state of the database, whatever is committed meanwhile."""
+    cur.execute("BEGIN")
+    try:
+        yield
+    finally:
+        with suppress(duckdb.Error):  # the error that has ended the transaction is the one to tell
+            cur.execute("ROLLBACK")
+
+
+def _need_coding(cur: duckdb.DuckDBPyConnection, of: Record) -> Coding:
     if of.encoder is None:
         raise InputError(
-            f"the collection {name!r} has no encoder, so it cannot be searched by words: create it "
-            "with encoder=..., or search by embedding, by code or by example"
+            f"the collection {of.name!r} has no encoder, so it cannot be searched by words or "
+            "image files: create it with encoder=..., or search by embedding, by code or by example"
         )
+    coding = load_coding(cur, of)
     if coding is None:
         raise InputError(
-            f"the collection {name!r} holds no embeddings yet, so there is no head that words "
+            f"the collection {of.name!r} holds no embeddings yet, so there is no head that words "
             "could be put through: add images first"
         )
-    encoder = open_encoder(of.encoder, of.encoder_fingerprint)
-    codes, fine = coding.texts(encoder.texts([text]))
-    if not database(cur).read_only:
-        with suppress(duckdb.TransactionException):  # somebody else stores it at this moment
-            store_texts(cur, name, [text], codes, fine)
-    return codes[0], None if fine is None else fine[0]
+    return coding
+
+
+def _need_encoder(of: Record) -> Encoder:
+    assert of.encoder is not None
+    return open_encoder(of.encoder, of.encoder_fingerprint)
 
 
 def row_count(cur: duckdb.DuckDBPyConnection, of: Record) -> int:

@@ -43,19 +43,26 @@ _EXAMPLES = {
 """,
     "create": """\
   boxwood create photos.duckdb photos --images ~/Pictures --encoder ViT-B-32/laion2b_s34b_b79k
+  boxwood create photos.duckdb photos --images "shards/*.tar" --encoder ViT-B-32/openai
   boxwood create photos.duckdb photos --npy embeddings.npy --ids ids.npy
+  boxwood create photos.duckdb photos --clip-retrieval embeddings --encoder ViT-B-32/openai
   boxwood create photos.duckdb photos --parquet embeddings.parquet --id id --embedding emb
   boxwood create photos.duckdb photos --table pictures --id id --embedding emb
   boxwood create photos.duckdb photos --encoder ViT-B-32/laion2b_s34b_b79k
+  boxwood create photos.duckdb photos --encoder ViT-L-14 --pretrained vit_l.safetensors
+  boxwood create photos.duckdb photos --npy embeddings.npy --keep-embeddings
 """,
     "add": """\
   boxwood add photos.duckdb photos ~/Pictures/2025
-  boxwood add photos.duckdb photos one.jpg another.png --batch 64
+  boxwood add photos.duckdb photos one.jpg "scans/**/*.png" --batch 64 --report skipped.csv
+  boxwood add photos.duckdb photos laion/00000.tar laion/00001.parquet --duplicates keep
+  boxwood add photos.duckdb photos --table pictures --column path
   boxwood add photos.duckdb photos --npy embeddings.npy --ids ids.npy
 """,
     "search": """\
   boxwood search photos.duckdb photos "a red circle" -k 60
   boxwood search photos.duckdb photos "a red circle" --sheet found.png
+  boxwood search photos.duckdb photos beach --without people --template "a photo of a {}"
   boxwood search photos.duckdb photos --image example.jpg --json
   boxwood search photos.duckdb photos --like 17 --csv
 """,
@@ -76,6 +83,27 @@ _EXAMPLES = {
   boxwood export photos.duckdb photos --model m.json --out found.parquet
   boxwood export photos.duckdb photos --model m.json --out found.csv
 """,
+    "head train": """\
+  boxwood head train pairs.parquet --out clip.head.npz
+  boxwood head train pairs --database photos.duckdb --out clip.head.npz --report report.html
+  boxwood head train captions.csv --encoder ViT-B-32/openai --save-pairs pairs.parquet --out a.npz
+  boxwood head train pairs.parquet --out big.head.npz --hidden 8192,8192 --checkpoint big.ckpt
+""",
+    "head fit": """\
+  boxwood head fit embeddings.npy --kind pca --out pca.head.npz
+  boxwood head fit embeddings.npy --kind shared --encoder ViT-B-32/openai --out shared.head.npz
+  boxwood head fit embeddings.parquet --kind neighbours --text-embeddings words.npy --out n.head.npz
+  boxwood head fit boxwood.photos_embeddings --database photos.duckdb --kind neighbours --out n.npz
+""",
+    "head show": """\
+  boxwood head show clip.head.npz
+  boxwood head show clip.head.npz --json
+""",
+    "recode": """\
+  boxwood recode photos.duckdb photos --head photos.head.npz
+  boxwood recode photos.duckdb photos --head shared
+  boxwood recode photos.duckdb photos --head pca --embeddings embeddings.parquet
+""",
     "repair": """\
   boxwood repair photos.duckdb
   boxwood repair photos.duckdb photos --check
@@ -85,17 +113,25 @@ _EXAMPLES = {
 
 _EXIT_CODES = """\
 exit codes:
-  0    done; image files that cannot be read are named on standard error and left out
-  1    an error, explained on standard error; also when not one image file could be read,
+  0    done; images that cannot be read are named on standard error and left out
+  1    an error, explained on standard error; also when not one image could be read,
        and when `repair --check` finds that a repair is needed
   2    wrong usage
   130  interrupted
 """
 
-_UNREADABLE = (
-    "Image files that cannot be read are named and left out; the exit code is then 0 all the same, "
-    "and 1 only when nothing could be read."
+_SOURCES = (
+    "images: files, folders with all below them, globs in quotes, tar shards, and Parquet files "
+    "with images in them"
 )
+_UNREADABLE = (
+    "Images that cannot be read are named and left out; the exit code is then 0 all the same, and "
+    "1 only when nothing could be read."
+)
+
+
+_SHOWN = 20
+"""Images that were left out, at most, that are named."""
 
 
 class CommandError(Exception):
@@ -158,6 +194,30 @@ def _share(text: str) -> float:
     return share
 
 
+def _below_one(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 0.9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 0.9")
+    return share
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1.0
+    if not 0 <= weight < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return weight
+
+
+def _widths(text: str) -> list[int]:
+    return [_positive(word.strip()) for word in text.split(",")]
+
+
 # fmt: off
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
@@ -170,10 +230,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
     def command(
-        name: str, run: Callable[[argparse.Namespace], int], summary: str, about: str = ""
+        name: str, run: Callable[[argparse.Namespace], int], summary: str, about: str = "",
+        within: Any = commands,
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(
-            name,
+        sub: argparse.ArgumentParser = within.add_parser(
+            name.split()[-1],
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}. {about}".strip(),
             epilog="examples:\n" + _EXAMPLES[name],
@@ -224,14 +285,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--open", action="store_true", help="open the report in a browser")
     progress(sub)
 
+    def adding(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--column", metavar="NAME",
+                         help="the column of images, paths or bytes, of a table or of Parquet "
+                         "files (default: the first that is called image, jpg, path, ..)")
+        sub.add_argument("--key", metavar="NAME",
+                         help="the column that tells images in bytes apart (default: uri, key, .. "
+                         "or, in Parquet files, the row number)")
+        sub.add_argument("--duplicates", choices=("skip", "keep"), default="skip",
+                         help="images whose bytes are those of another one: leave them out, or add "
+                         "them without embedding them again (default: %(default)s)")
+        sub.add_argument("--report", type=Path, metavar="FILE",
+                         help="write what was left out, and why, as CSV")
+        sub.add_argument("--batch", type=_positive, default=256, metavar="N",
+                         help="images encoded and committed at a time (default: %(default)s)")
+        sub.add_argument("--workers", type=_count, metavar="N",
+                         help="processes that decode; 0: threads (default: one a core, 16 at "
+                         "most, but threads on fewer than 4 cores)")
+
     sub = command(
         "create", _create, "make a collection of images or of embeddings",
         "Without a source it is empty, and `boxwood add` fills it. " + _UNREADABLE,
     )
     place(sub)
     source = sub.add_mutually_exclusive_group()
-    source.add_argument("--images", nargs="+", metavar="PATH",
-                        help="image files and folders; needs an encoder")
+    source.add_argument("--images", nargs="+", metavar="SOURCE",
+                        help=_SOURCES + "; needs an encoder")
+    source.add_argument("--clip-retrieval", type=Path, metavar="FOLDER",
+                        help="image embeddings and metadata as clip-retrieval writes them")
     source.add_argument("--npy", type=Path, metavar="FILE",
                         help="a .npy file of embeddings, one a row")
     source.add_argument("--parquet", type=Path, metavar="FILE",
@@ -246,23 +327,34 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--texts", type=Path, metavar="FILE",
                      help="phrases, one a line, to fit the head with "
                      "(default: the packaged vocabulary)")
+    sub.add_argument("--pretrained", type=Path, metavar="PATH",
+                     help="with --encoder MODEL: its weights, a checkpoint file or a folder with "
+                     "one, in place of a tag; a tokenizer that open_clip lacks must lie beside it")
+    sub.add_argument("--head", type=Path, metavar="FILE",
+                     help="a head file (default: a head is fitted)")
+    sub.add_argument("--keep-embeddings", action="store_true",
+                     help="keep the embeddings in the database as well, 4 bytes a dimension and "
+                     "image, so that `boxwood recode` can change the head later")
     sub.add_argument("--no-fine", action="store_true",
                      help="keep no fine codes: 128 bytes an image less, in the database and in the "
                      "index, and no second look at what a search finds")
-    sub.add_argument("--batch", type=_positive, default=256, metavar="N",
-                     help="images encoded at a time (default: %(default)s)")
+    adding(sub)
     progress(sub)
 
     sub = command("add", _add, "add images or embeddings to a collection",
-                  "Files that are in it already are skipped, so an interrupted add goes on when it "
-                  "is called again; of --npy all rows are added or none. " + _UNREADABLE)
+                  "Images that are in it already are passed over, so an interrupted add goes on "
+                  "when it is called again; of --npy and --clip-retrieval all rows are added or "
+                  "none. " + _UNREADABLE)
     place(sub)
-    sub.add_argument("paths", nargs="*", metavar="PATH", help="image files and folders")
+    sub.add_argument("paths", nargs="*", metavar="SOURCE", help=_SOURCES)
+    sub.add_argument("--table", metavar="TABLE",
+                     help="a table of this database with a column of paths or bytes of images")
     sub.add_argument("--npy", type=Path, metavar="FILE", help="a .npy file of embeddings instead")
     sub.add_argument("--ids", type=Path, metavar="FILE",
                      help="with --npy: a .npy file of the ids")
-    sub.add_argument("--batch", type=_positive, default=256, metavar="N",
-                     help="images encoded at a time (default: %(default)s)")
+    sub.add_argument("--clip-retrieval", type=Path, metavar="FOLDER",
+                     help="image embeddings and metadata as clip-retrieval writes them, instead")
+    adding(sub)
     progress(sub)
 
     sub = command("search", _search, "find the images nearest to words, to a picture, or to one of "
@@ -271,6 +363,11 @@ def _parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("text", nargs="?", metavar="WORDS", help="what to look for")
     what.add_argument("--image", type=Path, metavar="FILE", help="look for images like this file")
+    sub.add_argument("--without", action="append", metavar="WORDS",
+                     help="with WORDS: lead away from these, half as much; may be repeated")
+    sub.add_argument("--template", action="append", metavar="TEXT",
+                     help="with WORDS: put them into this, as in 'a photo of a {}'; of several the "
+                     "average is taken")
     what.add_argument("--like", type=_count, metavar="ID",
                       help="look for images like this one of the collection")
     sub.add_argument("-k", type=_positive, default=60, metavar="N",
@@ -340,13 +437,127 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, metavar="FILE",
                      help="the file to write: .parquet, .csv or .json")
 
+    sub = command("recode", _recode, "change a collection's head, without embedding images again",
+                  "All codes are made anew from the embeddings that the collection keeps, or from "
+                  "a table or file of them; all or nothing. Models that were trained before are of "
+                  "other codes, and are refused from then on.")
+    place(sub)
+    sub.add_argument("--head", required=True, metavar="FILE|pca|shared",
+                     help="a head file, or how to fit a head to the embeddings: their principal "
+                     "components, or the directions they share with the collection's phrases")
+    sub.add_argument("--embeddings", metavar="TABLE|FILE",
+                     help="for a collection that keeps none: a table of the database or a Parquet "
+                     "file with ids and embeddings")
+    sub.add_argument("--id", default="id", metavar="COLUMN",
+                     help="its column of ids (default: %(default)s)")
+    sub.add_argument("--embedding", default="embedding", metavar="COLUMN",
+                     help="its column of embeddings (default: %(default)s)")
+    progress(sub)
+
     sub = command("repair", _repair, "rebuild the index from the database",
                   "The database is the truth; the index beside it can always be made again.")
     place(sub, optional=True)
     sub.add_argument("--check", action="store_true",
                      help="only look, in depth; exit code 1 when a repair is needed")
     progress(sub)
+
+    _add_head(commands, command, progress)
     return parser
+
+
+def _add_head(
+    commands: Any,
+    command: Callable[..., argparse.ArgumentParser],
+    progress: Callable[[argparse.ArgumentParser], None],
+) -> None:
+    about = "Make the map from embeddings to the 32 dimensions of a code, or look at one."
+    parser = commands.add_parser(
+        "head", help="train, fit or show a head: the map from embeddings to codes",
+        description=about,
+        epilog="examples:\n" + "".join(_EXAMPLES[f"head {n}"] for n in ("train", "fit", "show")),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    heads = parser.add_subparsers(title="commands", dest="action", metavar="COMMAND", required=True)
+
+    def making(sub: argparse.ArgumentParser, source: str) -> None:
+        sub.add_argument("source", metavar="SOURCE", help=source)
+        sub.add_argument("--out", type=Path, required=True, metavar="FILE",
+                         help="the head to write (.head.npz by habit)")
+        sub.add_argument("--database", type=Path, metavar="DATABASE",
+                         help="the DuckDB file, where SOURCE is a table")
+        sub.add_argument("--dims", type=int, choices=(32, 128), default=32,
+                         help="of codes, or of fine codes (default: %(default)s)")
+
+    def training(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--hidden", type=_widths, metavar="N,N,..",
+                         help="units of hidden layers, as in 8192,8192 (default: none, a linear "
+                         "head)")
+        sub.add_argument("--koleo", type=_weight, metavar="W",
+                         help="weight of what spreads the vectors (default: 0.1)")
+        sub.add_argument("--epochs", type=_count, metavar="N",
+                         help="at most; it stops once 8 epochs brought nothing (default: 60)")
+        sub.add_argument("--batch", type=_positive, metavar="N", help="rows a step (default: 512)")
+        sub.add_argument("--start", type=Path, metavar="FILE",
+                         help="a linear head to start from (default: the directions that images "
+                         "and texts share)")
+        sub.add_argument("--device", choices=("auto", "cpu", "cuda"),
+                         help="default: cuda where there is one")
+        sub.add_argument("--checkpoint", type=Path, metavar="FILE",
+                         help="keep the state of training in this file; after an interruption the "
+                         "same command goes on from it, to the same head. Removed at the end")
+        sub.add_argument("--test", type=_below_one, metavar="SHARE",
+                         help="share of the images that is set aside, to measure the head on "
+                         "(default: 0.1 where a head is trained; 0: none)")
+        sub.add_argument("--report", type=Path, metavar="FILE",
+                         help="write curves and figures as one HTML page")
+
+    sub = command(
+        "head train", _head_train, "train a head on image-text pairs",
+        "Both towers go through one head; the encoder stays as it is. Prints what a search keeps, "
+        "on images that training did not see: text-to-image recall and neighbours.", heads,
+    )
+    making(sub, "a Parquet file or table with paired embeddings; or, with --encoder, a CSV or "
+           "Parquet file or table with image files and captions")
+    sub.add_argument("--image", metavar="COLUMN",
+                     help="the column of image embeddings (default: image), or of paths (path)")
+    sub.add_argument("--text", metavar="COLUMN",
+                     help="the column of text embeddings (default: text), or of captions (caption)")
+    sub.add_argument("--group", metavar="COLUMN",
+                     help="a column that is equal for rows of one image (default: group, if there "
+                     "is one, else rows with equal image embeddings)")
+    sub.add_argument("--encoder", metavar="MODEL/TAG",
+                     help="an open_clip model and its pretrained tag, to embed images and captions")
+    sub.add_argument("--save-pairs", type=Path, metavar="FILE",
+                     help="write the paired embeddings as Parquet: a SOURCE for other trainings")
+    sub.add_argument("--neighbours", type=_weight, metavar="W",
+                     help="weight of keeping images' neighbours (default: 1)")
+    sub.add_argument("--seed", type=_count, default=0, help="of all random draws (default: 0)")
+    training(sub)
+    progress(sub)
+
+    sub = command(
+        "head fit", _head_fit, "fit a head to embeddings, without pairs",
+        "pca: the directions in which images vary most. shared: those along which texts vary too, "
+        "of any kind. neighbours: trained so that what is near stays near, and with texts so that "
+        "texts find what they found.", heads,
+    )
+    making(sub, "image embeddings: a .npy or Parquet file, or a table")
+    sub.add_argument("--kind", choices=("pca", "shared", "neighbours"), required=True)
+    sub.add_argument("--embedding", metavar="COLUMN", default="embedding",
+                     help="the column of embeddings (default: %(default)s)")
+    sub.add_argument("--text-embeddings", metavar="FILE",
+                     help="text embeddings of any phrases: a .npy or Parquet file, or a table")
+    sub.add_argument("--encoder", metavar="MODEL/TAG",
+                     help="an open_clip model and its pretrained tag, to embed its vocabulary with")
+    sub.add_argument("--texts", type=Path, metavar="FILE",
+                     help="with --encoder: phrases, one a line, in place of the vocabulary")
+    sub.add_argument("--seed", type=_count, help="of all random draws (default: 0)")
+    training(sub)
+    progress(sub)
+
+    sub = command("head show", _head_show, "show what a head is", within=heads)
+    sub.add_argument("file", type=Path, metavar="FILE", help="a head")
+    sub.add_argument("--json", action="store_true", help="print JSON")
 # fmt: on
 
 
@@ -494,10 +705,15 @@ def _check_source(args: argparse.Namespace) -> None:
     """Options of one source used with another are mistakes."""
     if args.ids is not None and args.npy is None:
         args.parser.error("--ids belongs to --npy")
-    if getattr(args, "parquet", None) is None and getattr(args, "table", None) is None:
+    if args.command == "add" or (args.parquet is None and args.table is None):
         for option in ("id", "embedding"):
             if getattr(args, option, None) is not None:
                 args.parser.error(f"--{option} belongs to --parquet or --table")
+    images = args.images if args.command == "create" else args.paths or args.table
+    if not images:
+        for option in ("column", "key", "report", "workers"):
+            if getattr(args, option) is not None:
+                args.parser.error(f"--{option} belongs to images")
 
 
 def _create(args: argparse.Namespace) -> int:
@@ -514,8 +730,14 @@ def _create(args: argparse.Namespace) -> int:
             "generated scenes alone;\n      for photos name a CLIP model, as in "
             "--encoder ViT-B-32/laion2b_s34b_b79k"
         )
+    if args.pretrained is not None:
+        if encoder is None or "/" in encoder or args.encoder is None:
+            args.parser.error("--pretrained goes with --encoder MODEL, without a tag")
+        encoder = f"{encoder}/{args.pretrained}"
     options: dict[str, Any] = {
         "encoder": encoder,
+        "head": args.head,
+        "keep_embeddings": args.keep_embeddings,
         "texts": _lines(args.texts) if args.texts is not None else None,
         "fine": False if args.no_fine else None,
     }
@@ -530,6 +752,8 @@ def _create(args: argparse.Namespace) -> int:
             collection = of.from_npy(con, args.name, args.npy, ids=args.ids, **loading)
         elif args.parquet is not None:
             collection = of.from_parquet(con, args.name, args.parquet, **columns, **loading)
+        elif args.clip_retrieval is not None:
+            collection = of.from_clip_retrieval(con, args.name, args.clip_retrieval, **loading)
         elif args.table is not None:
             collection = of.from_table(con, args.table, name=args.name, **columns, **loading)
         else:
@@ -593,36 +817,65 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip()]
 
 
-def _add_images(args: argparse.Namespace, collection: Collection, paths: Sequence[str]) -> int:
-    report = collection.add_images(paths, progress=_wants_progress(args), batch=args.batch)
-    if not (report.added or report.skipped or report.failed):
-        raise CommandError(f"there are no image files in {', '.join(map(str, paths))}")
-    for path, reason in report.failed[:20]:
-        _note(f"skipped {path}: {reason}")
-    if len(report.failed) > 20:
-        _note(f"... and {len(report.failed) - 20:,} more")
+def _add_images(args: argparse.Namespace, collection: Collection, source: Any) -> int:
+    report = collection.add_images(
+        source, column=args.column, key=args.key, duplicates=args.duplicates,
+        progress=_wants_progress(args), batch=args.batch, workers=args.workers,
+    )  # fmt: skip
+    skipped = len(report.skipped)
+    if not (report.added or report.known or skipped):
+        what = ", ".join(map(str, source)) if isinstance(source, list) else args.table
+        raise CommandError(f"there are no images in {what}")
+    for row in report.skipped.slice(0, _SHOWN).to_pylist():
+        _note(f"skipped {row['uri']}: {row['detail']}")
+    if skipped > _SHOWN:
+        _note(f"... and {skipped - _SHOWN:,} more" + "; --report FILE has all" * (not args.report))
+    if args.report is not None:
+        report.write(args.report)
+        _note(f"wrote {args.report}")
+    failed = skipped - report.reasons.get("duplicate", 0)
     print(
-        f"{report.added:,} added, {report.skipped:,} were there already, "
-        f"{len(report.failed):,} could not be read; "
+        f"{report.added:,} added, {report.known:,} were there already, "
+        f"{failed:,} could not be read; "
         f"{report.seconds:.1f} s, {report.images_per_second:,.1f} images/s"
     )
-    return OK if report.added or report.skipped else FAILED
+    if skipped:
+        counts = ", ".join(f"{count:,} {reason}" for reason, count in report.reasons.items())
+        print(f"left out: {counts}")
+    return OK if report.added or report.known or failed < skipped else FAILED
 
 
 def _add(args: argparse.Namespace) -> int:
     _check_source(args)
-    if bool(args.paths) == (args.npy is not None):
-        args.parser.error("name image files or folders, or --npy FILE")
+    given = (bool(args.paths), args.table, args.npy, args.clip_retrieval)
+    if sum(what not in (None, False) for what in given) != 1:
+        args.parser.error(
+            "name images (files, folders, ..), or --table TABLE, or --npy FILE, or "
+            "--clip-retrieval FOLDER"
+        )
+    progress = _wants_progress(args)
     with _collection(args, write=True) as collection:
-        if args.npy is None:
+        if args.paths:
             return _add_images(args, collection, args.paths)
+        if args.table is not None:
+            from boxwood import catalog
+
+            if not catalog.table_exists(collection.con, args.table):
+                raise CommandError(f"{args.database} has no table {args.table}")
+            relation = collection.con.table(catalog.table_name(args.table))
+            return _add_images(args, collection, relation)
         args.rows = len(collection)
-        added = collection.add_npy(args.npy, ids=args.ids, progress=_wants_progress(args))
+        if args.npy is not None:
+            added = collection.add_npy(args.npy, ids=args.ids, progress=progress)
+        else:
+            added = collection.add_clip_retrieval(args.clip_retrieval, progress=progress)
         print(f"{added:,} added")
     return OK
 
 
 def _search(args: argparse.Namespace) -> int:
+    if args.text is None and (args.without or args.template):
+        args.parser.error("--without and --template go with words")
     with _collection(args) as collection:
         if args.image is not None:
             hits = collection.search_image(args.image, args.k, recall=args.recall)
@@ -631,12 +884,16 @@ def _search(args: argparse.Namespace) -> int:
             hits = collection.knn(like=args.like, k=args.k, recall=args.recall)
             what = f"like {args.like}"
         else:
-            hits = collection.search_text(args.text, args.k, recall=args.recall)
+            words = [args.text, *(args.without or [])]
+            weights = [1.0, *[-0.5] * (len(words) - 1)]
+            hits = collection.search_text(
+                words, args.k, weights=weights, template=args.template, recall=args.recall
+            )
             what = f'"{args.text}"'
         rows = _with_metadata(collection, hits)
         if args.sheet is not None:
             _sheet(args, rows, {}, f"{args.name}: {what}")
-    if args.text is not None and len(rows):
+    if args.text is not None and len(rows) and not (args.without or args.template):
         _keep_phrase(args)
     _print_rows(args, rows)
     return OK
@@ -778,6 +1035,22 @@ def _export(args: argparse.Namespace) -> int:
     return OK
 
 
+def _recode(args: argparse.Namespace) -> int:
+    with _collection(args, write=True) as collection:
+        args.generation = collection.info()["generation"]
+        done = collection.recode(
+            args.head, embeddings=args.embeddings, id=args.id, embedding=args.embedding,
+            progress=_wants_progress(args),
+        )  # fmt: skip
+        print(f"{args.name}: {done.rows:,} images and {done.phrases:,} phrases re-coded")
+        if done.dropped:
+            _note(
+                f"{done.dropped:,} phrases that were stored for the shell were dropped, since the "
+                "encoder cannot be opened here"
+            )
+    return OK
+
+
 def _repair(args: argparse.Namespace) -> int:
     import boxwood
 
@@ -805,6 +1078,24 @@ def _repair(args: argparse.Namespace) -> int:
     return code
 
 
+def _head_train(args: argparse.Namespace) -> int:
+    from boxwood import head_cli
+
+    return head_cli.train(args, _wants_progress(args))
+
+
+def _head_fit(args: argparse.Namespace) -> int:
+    from boxwood import head_cli
+
+    return head_cli.fit(args, _wants_progress(args))
+
+
+def _head_show(args: argparse.Namespace) -> int:
+    from boxwood import head_cli
+
+    return head_cli.show(args)
+
+
 # --- main ---------------------------------------------------------------------------------------
 
 
@@ -812,6 +1103,12 @@ def _go_on(args: argparse.Namespace) -> str:
     """What an interrupted command has left, and what to do next."""
     if args.command == "demo":
         return "the same command goes on"
+    if args.command == "head":
+        from boxwood import head_cli
+
+        return head_cli.go_on(args)
+    if args.command == "recode":
+        return _recoded(args)
     if args.command == "repair":
         return "nothing was changed" if args.check else "the rows are safe; run it again"
     if args.command == "create":
@@ -819,11 +1116,23 @@ def _go_on(args: argparse.Namespace) -> str:
             return "what was committed stays, and `boxwood add` goes on from there"
         return "no collection was made; run it again"
     if args.command == "add":
-        if args.npy is None:
+        if args.npy is None and args.clip_retrieval is None:
             return "what was committed stays, and the same command goes on from there"
         if "rows" in args and _row_count(args) != args.rows:
             return "all rows were added before that"
         return "nothing was added; run it again"
+    return "nothing was changed"
+
+
+def _recoded(args: argparse.Namespace) -> str:
+    """Whether the interrupt came before a re-coding was committed or after that."""
+    import boxwood
+
+    if "generation" in args:
+        with _connection(args) as con:
+            for info in boxwood.Collection.describe(con):
+                if info["name"] == args.name and info["generation"] != args.generation:
+                    return "all images were re-coded before that"
     return "nothing was changed"
 
 

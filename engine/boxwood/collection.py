@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import builtins
 import html
-import itertools
 import math
 import os
+import re
 import signal
 import threading
 import time
 import uuid as uuids
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -27,6 +24,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from boxwood import catalog, native
+from boxwood.adding import Adding, AddReport, Duplicates, fitting, known_uris
 from boxwood.catalog import Codes, Coding, Record, Rows, literal, quoted, table_name
 from boxwood.connection import name_indexes
 from boxwood.encode import (
@@ -35,15 +33,15 @@ from boxwood.encode import (
     FINE_INSIDE,
     Encoder,
     Head,
-    ImageError,
     Quantizer,
-    find_images,
     load_image,
     vocabulary,
 )
 from boxwood.encode import check_embeddings as check
+from boxwood.encode.sources import ClipRetrieval, Sources
 from boxwood.errors import (
     Error,
+    IndexMismatch,
     IndexProblem,
     IndexStale,
     InputError,
@@ -62,24 +60,34 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float32]
 Learner = Literal["cover", "branch", "ensemble", "tree", "forest"]
 
+__all__ = ["AddReport", "Collection", "Encoded", "Estimate", "Recoded", "Refined"]
+
 LEARNERS = ("cover", "branch", "ensemble", "tree", "forest")
 FIT_ROWS = 100_000
 """Embeddings, at most, that a head and a quantizer are fitted to."""
 
+_FINGERPRINT = re.compile(r"[!-~]{1,31}")
 _BATCH_BYTES = 64 << 20  # of embeddings, in bulk loads
 _READY_ROWS = 1 << 17  # a batch of ready codes
-_IMAGE_COLUMNS = {
-    "uri": "VARCHAR", "width": "INTEGER", "height": "INTEGER", "bytes": "BIGINT",
-    "modified": "TIMESTAMP",
-}  # fmt: skip
 
 
 class Encoded(NamedTuple):
     """What one text, image or embedding is to a collection: its code, uint8 (32,), and its fine
-    code, uint8 (128,), which is None in collections without fine codes."""
+    code, uint8 (128,), which is None in collections without fine codes. `quantizer` is the
+    collection's fingerprint of head and quantizer: elsewhere the code is refused."""
 
     code: Codes
     fine: Codes | None
+    quantizer: str
+
+
+class Recoded(NamedTuple):
+    """What `Collection.recode` did: rows with new codes, stored phrases encoded anew, and stored
+    phrases that were dropped because the encoder could not be opened."""
+
+    rows: int
+    phrases: int
+    dropped: int
 
 
 class _Chosen(NamedTuple):
@@ -89,21 +97,6 @@ class _Chosen(NamedTuple):
     phrases: list[str]
     codes: Codes
     fine: Codes | None
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What `Collection.add_images` did: files added, files that were there already, and files that
-    could not be read, each with the reason."""
-
-    added: int
-    skipped: int
-    failed: list[tuple[str, str]]
-    seconds: float
-
-    @property
-    def images_per_second(self) -> float:
-        return self.added / self.seconds if self.seconds else 0.0
 
 
 Interval = tuple[float, float, float]
@@ -239,7 +232,7 @@ class Collection:
         self.index_path = store.path
         self._record = record
         self._store = store
-        self._coding: Coding | None = None
+        self._coding: tuple[tuple[str, ...], Coding] | None = None  # by its fingerprints
 
     # --- making, opening, dropping ----------------------------------------------------------------
 
@@ -250,18 +243,20 @@ class Collection:
         name: str,
         *,
         encoder: str | Encoder | None = None,
-        head: Head | None = None,
+        head: Head | str | os.PathLike[str] | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
         table: str | None = None,
         id_column: str = "id",
         fine: bool | None = None,
+        keep_embeddings: bool = False,
     ) -> Collection:
         """Make an empty collection on a connection of `boxwood.connect`.
 
         encoder: a name as `Encoder.open` takes it, for collections of image files and searches by
             words. Without one the collection takes ready embeddings or codes.
-        head: the map from embeddings to 32 dimensions. Without one it is fitted to the first rows:
-            the encoder's own or the directions that images share with its vocabulary; without an
+        head: the map from embeddings to 32 dimensions, or the path of a file with one. Without one
+            it is fitted to the first rows: the encoder's own or the directions that images share
+            with its vocabulary; without an
             encoder the directions shared with `texts`, or else the images' principal components.
         texts: phrases in place of the vocabulary, or, without an encoder, text embeddings (n, dims)
             of the images' space.
@@ -271,10 +266,15 @@ class Collection:
             they find once more. None: where embeddings are at hand, and where the first ready
             codes come with theirs. True: ready codes must. Either all images of a collection have
             fine codes or none.
+        keep_embeddings: whether to keep the embeddings in the database as well, 4 bytes a
+            dimension and image, so that `recode` can change the head later.
         """
         catalog.check_name(name)
         if fine is not None and not isinstance(fine, bool):
             raise InputError(f"fine must be True, False or None, not {fine!r}")
+        if not isinstance(keep_embeddings, bool):
+            raise InputError(f"keep_embeddings must be True or False, not {keep_embeddings!r}")
+        head = _head(head)
         _refuse_transaction(con, "create a collection")
         model = _encoder(encoder)
         given = _given_texts(texts, model)
@@ -285,8 +285,9 @@ class Collection:
             )
         if head is not None and model is not None and head.width != model.dims:
             raise InputError(
-                f"the head takes embeddings of {head.width} dimensions, but {model.name!r} makes "
-                f"{model.dims}"
+                f"the head {head.kind!r} (fingerprint {head.fingerprint}) takes embeddings of "
+                f"{head.width} dimensions, but the encoder {model.name!r} (fingerprint "
+                f"{model.fingerprint}) makes {model.dims}: use a head of its own"
             )
         if head is not None and isinstance(given, np.ndarray) and given.shape[1] != head.width:
             raise InputError(
@@ -313,7 +314,7 @@ class Collection:
                 head="" if head is None else head.fingerprint,
                 quantizer="", offset=None, scale=None,
                 folder=None if where.path else os.path.join(catalog.temporary_folder(), str(uuid)),
-                fine_wanted=fine,
+                fine_wanted=fine, keep_embeddings=keep_embeddings,
             )  # fmt: skip
             store = store_at(record.index_path(where))
             with store.lock, _transaction(cur):
@@ -325,12 +326,37 @@ class Collection:
             return cls(con, record, store)
 
     @classmethod
-    def open(cls, con: duckdb.DuckDBPyConnection, name: str, *, repair: bool = False) -> Collection:
+    def open(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        name: str,
+        *,
+        repair: bool = False,
+        encoder: str | Encoder | None = None,
+    ) -> Collection:
         """Open a collection. An index that is behind (a process died) is brought up to date; for
         one that is missing, damaged or foreign there is an IndexProblem, or, with `repair`, a new
-        index from the rows in the database."""
+        index from the rows in the database.
+
+        encoder: the collection's own, where its name does not lead to it any more: a checkpoint
+            file that lies elsewhere now. Any other is refused.
+        """
+        model = _encoder(encoder)
         with _database_errors(), con.cursor() as cur:
             record = catalog.record(cur, name)
+            if model is not None:
+                if record.encoder is None or model.fingerprint != record.encoder_fingerprint:
+                    raise IndexMismatch(
+                        f"the encoder {model.name!r} (fingerprint {model.fingerprint}) is not that "
+                        f"of the collection {name!r}: "
+                        + (
+                            f"{record.encoder!r} (fingerprint {record.encoder_fingerprint})"
+                            if record.encoder
+                            else "it was made without one"
+                        )
+                        + ". Codes of different encoders cannot be compared"
+                    )
+                catalog.keep_encoder(model, record.encoder)
             where = catalog.database(cur)
             store = store_at(record.index_path(where))
             try:
@@ -384,13 +410,10 @@ class Collection:
         with self._writing("drop the collection") as (cur, record):
             with _transaction(cur):
                 cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [self.name])
-                cur.execute("DELETE FROM boxwood.texts WHERE collection = ?", [self.name])
-                cur.execute(
-                    "DELETE FROM boxwood.heads WHERE fingerprint NOT IN "
-                    "(SELECT unnest([head_fingerprint, fine_head_fingerprint]) "
-                    "FROM boxwood.collections)"
-                )
+                catalog.remove_texts(cur, self.name)
+                catalog.remove_unused_heads(cur)
                 cur.execute(f"DROP TABLE {record.codes}")
+                cur.execute(f"DROP TABLE IF EXISTS {record.embeddings}")
                 if record.table is not None and record.owns_table:
                     cur.execute(f"DROP TABLE IF EXISTS {table_name(record.table)}")
             self._store.remove()
@@ -408,9 +431,10 @@ class Collection:
         embedding: str = "embedding",
         name: str | None = None,
         encoder: str | Encoder | None = None,
-        head: Head | None = None,
+        head: Head | str | os.PathLike[str] | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
         fine: bool | None = None,
+        keep_embeddings: bool = False,
         progress: bool = False,
     ) -> Collection:
         """A collection of the rows of a table or view with embeddings: a list or array of floats in
@@ -428,7 +452,7 @@ class Collection:
         values = _value_columns(columns, embedding, fine, f"the table {table!r}")
         self = cls.create(
             con, table.split(".")[-1] if name is None else name, encoder=encoder, head=head,
-            texts=texts, table=table, id_column=id, fine=fine,
+            texts=texts, table=table, id_column=id, fine=fine, keep_embeddings=keep_embeddings,
         )  # fmt: skip
         with self._or_drop():
             self._load(table_name(table), quoted(id), values, progress)
@@ -444,9 +468,10 @@ class Collection:
         id: str | None = "id",
         embedding: str = "embedding",
         encoder: str | Encoder | None = None,
-        head: Head | None = None,
+        head: Head | str | os.PathLike[str] | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
         fine: bool | None = None,
+        keep_embeddings: bool = False,
         progress: bool = False,
     ) -> Collection:
         """A collection of the rows of a Parquet file, or of several (a glob), with embeddings or
@@ -470,8 +495,9 @@ class Collection:
                 raise InputError(f"{path} has a column 'id': pass id='id' to use it")
             source = f"(SELECT row_number() OVER () - 1 AS id, * FROM {source})"
         self = cls.create(
-            con, name, encoder=encoder, head=head, texts=texts, id_column=key, fine=fine
-        )
+            con, name, encoder=encoder, head=head, texts=texts, id_column=key, fine=fine,
+            keep_embeddings=keep_embeddings,
+        )  # fmt: skip
         with self._or_drop():
             if self.table is not None:
                 raise InputError(
@@ -490,15 +516,19 @@ class Collection:
         *,
         ids: ArrayLike | str | os.PathLike[str] | None = None,
         encoder: str | Encoder | None = None,
-        head: Head | None = None,
+        head: Head | str | os.PathLike[str] | None = None,
         texts: Sequence[str] | ArrayLike | None = None,
         fine: bool | None = None,
+        keep_embeddings: bool = False,
         progress: bool = False,
     ) -> Collection:
         """A collection of the rows of an ``.npy`` file: embeddings, floats (n, dims), or codes,
         uint8 (n, 32). `ids` are integers (n,) or the path of such a file; left out: 0 .. n - 1. If
         anything fails, no collection is left behind."""
-        self = cls.create(con, name, encoder=encoder, head=head, texts=texts, fine=fine)
+        self = cls.create(
+            con, name, encoder=encoder, head=head, texts=texts, fine=fine,
+            keep_embeddings=keep_embeddings,
+        )  # fmt: skip
         with self._or_drop():
             self.add_npy(path, ids=ids, progress=progress)
         return self
@@ -536,6 +566,57 @@ class Collection:
             return self._append_all(batches, len(rows), None, progress)
         return self._append_all(
             batches, len(rows), lambda: check(rows[:: -(-len(rows) // FIT_ROWS)]), progress
+        )
+
+    @classmethod
+    def from_clip_retrieval(
+        cls,
+        con: duckdb.DuckDBPyConnection,
+        name: str,
+        folder: str | os.PathLike[str],
+        *,
+        encoder: str | Encoder | None = None,
+        head: Head | str | os.PathLike[str] | None = None,
+        texts: Sequence[str] | ArrayLike | None = None,
+        fine: bool | None = None,
+        keep_embeddings: bool = False,
+        progress: bool = False,
+    ) -> Collection:
+        """A collection of the embeddings that clip-retrieval has written to a folder, as
+        `add_clip_retrieval` takes them. If anything fails, no collection is left behind."""
+        self = cls.create(
+            con, name, encoder=encoder, head=head, texts=texts, fine=fine,
+            keep_embeddings=keep_embeddings,
+        )  # fmt: skip
+        with self._or_drop():
+            self.add_clip_retrieval(folder, progress=progress)
+        return self
+
+    def add_clip_retrieval(self, folder: str | os.PathLike[str], *, progress: bool = False) -> int:
+        """Append the image embeddings of a folder of clip-retrieval: ``img_emb/img_emb_0.npy``, ..
+        with ``metadata/metadata_0.parquet``, ..; returns their number. Ids go on after the largest;
+        the metadata go into the metadata table, `image_path` as `uri`. Embeddings of texts are left
+        alone. One transaction, as `add_npy`; a folder that was added before is refused."""
+        parts = ClipRetrieval(folder)
+        first = self._next_id(len(parts))
+        batches = (
+            (rows + first, vectors, None)
+            for rows, vectors in parts.batches(_batch_rows(parts.arrays[0].shape[1]))
+        )
+
+        def describe(cur: duckdb.DuckDBPyConnection, start: int, count: int) -> pa.Table:
+            rows = parts.metadata(start, count)
+            known = [uri for uri, row in known_uris(cur, self._fresh(cur), rows["uri"]).items()
+                     if row is None]  # fmt: skip
+            if known:
+                raise InputError(
+                    f"{known[0]} is in the collection {self.name!r} already, so {folder} cannot be "
+                    "added: was it added before? Nothing was changed"
+                )
+            return rows
+
+        return self._append_all(
+            batches, len(parts), lambda: check(parts.sample(FIT_ROWS)), progress, describe=describe
         )
 
     def _load(
@@ -580,9 +661,11 @@ class Collection:
         sample: Callable[[], Floats | None] | None,
         progress: bool,
         metadata: str | None = None,
+        describe: Callable[[duckdb.DuckDBPyConnection, int, int], pa.Table] | None = None,
     ) -> int:
         """Append all batches in one transaction: committed when the rows and their segments are
-        written, so whatever ends it earlier leaves nothing behind.
+        written, so whatever ends it earlier leaves nothing behind. `describe` gives the metadata
+        of so many rows, from the one of this number on.
 
         Without `sample` the rows are codes, with fine codes or None beside them; else they are
         embeddings, and the first of a collection have head and quantizer fitted to what it returns.
@@ -593,7 +676,7 @@ class Collection:
             Bar(self.name, progress) as bar,
             ExitStack() as committing,
         ):
-            coding = None if sample is None else self._coding_now()
+            coding = None if sample is None else self._coding_of(cur, record)
             with _transaction(cur):
                 if metadata is not None:
                     cur.execute(f"CREATE TABLE {table_name(self.name)} AS {metadata}")
@@ -608,13 +691,22 @@ class Collection:
                 for ids, values, fine in batches:
                     with _row_offset(done):
                         if coding is None:
-                            record = self._take_ready(cur, record, fine is not None)
+                            record = self._take_ready(cur, record, fine is not None, catalog.GIVEN)
                             rows = Rows(ids, native.check_codes(values), fine)
                         else:
-                            rows = Rows(ids, *coding.images(check(values)))
+                            vectors = check(values)
+                            _check_width(record, coding, vectors)
+                            rows = Rows(ids, *coding.images(vectors))
                     _unique(ids)
                     self._refuse_known(cur, record, ids)
+                    if describe is not None:
+                        details = describe(cur, done, len(ids))
+                        details, _ = fitting(cur, record, details)
+                        details = _metadata_rows(details, ids, self.id_column)
+                        record = self._insert_metadata(cur, record, details)
                     _insert_codes(cur, record, rows)
+                    if coding is not None:
+                        _keep_embeddings(cur, record, ids, vectors)
                     done += len(ids)
                     bar.update(done, total)
                 record = catalog.raise_generation(cur, record)
@@ -646,6 +738,8 @@ class Collection:
         codes: ArrayLike | None = None,
         fine: ArrayLike | None = None,
         metadata: Any = None,
+        encoder: str | Encoder | None = None,
+        fingerprint: str | None = None,
     ) -> int:
         """Add images; returns their number. Either all are added or none.
 
@@ -657,12 +751,53 @@ class Collection:
             a collection has fine codes; then all of its images have them, or none.
         metadata: n rows for the metadata table: an Arrow table, a pandas DataFrame or a dict of
             columns. The ids are put beside them where they have no such column.
+        encoder: what made the embeddings, an Encoder, its name or its fingerprint; refused where
+            it is not the collection's.
+        fingerprint: which head and quantizer made the ready codes: what ``info()["quantizer"]``
+            says of the collection that they come from. A collection takes codes of one fingerprint
+            alone, or, if its first ready codes came without, codes without. Embeddings make codes
+            of a fingerprint.
         """
         if (embeddings is None) == (codes is None):
             raise InputError("pass either embeddings or codes")
         if fine is not None and codes is None:
             raise InputError("fine codes go with codes: those of embeddings are made here")
-        return self._append(ids, embeddings=embeddings, codes=codes, fine=fine, metadata=metadata)
+        if fingerprint is not None and (codes is None or not _FINGERPRINT.fullmatch(fingerprint)):
+            raise InputError(
+                "a fingerprint goes with codes, and is what info()['quantizer'] says of the "
+                f"collection that they come from, not {fingerprint!r}"
+            )
+        if encoder is not None:
+            if embeddings is None:
+                raise InputError("an encoder goes with embeddings")
+            self._refuse_encoder(encoder)
+        return self._append(
+            ids, embeddings=embeddings, codes=codes, fine=fine, metadata=metadata,
+            fingerprint=fingerprint or catalog.GIVEN,
+        )  # fmt: skip
+
+    def _refuse_encoder(self, encoder: str | Encoder) -> None:
+        """An error for any encoder but the collection's."""
+        if isinstance(encoder, str):
+            names = {encoder}
+            shown = repr(encoder)
+        elif isinstance(encoder, Encoder):
+            names = {encoder.fingerprint}
+            shown = f"{encoder.name!r} (fingerprint {encoder.fingerprint})"
+        else:
+            raise InputError(f"encoder must be an Encoder or a name, not {encoder!r}")
+        mine = self._record
+        if not names & {mine.encoder, mine.encoder_fingerprint}:
+            raise IndexMismatch(
+                f"the embeddings are of the encoder {shown}, but those of the collection "
+                f"{self.name!r} are of "
+                + (
+                    f"{mine.encoder!r} (fingerprint {mine.encoder_fingerprint})"
+                    if mine.encoder
+                    else "no encoder that it knows of"
+                )
+                + ": make another collection for them"
+            )
 
     def _append(
         self,
@@ -672,7 +807,10 @@ class Collection:
         codes: ArrayLike | None = None,
         fine: ArrayLike | None = None,
         metadata: Any = None,
+        fingerprint: str | None = None,
     ) -> int:
+        """As `append`; codes without a fingerprint are this very collection's. Both embeddings and
+        codes: those of rows that the collection has, of which these become copies."""
         numbers = native.check_ids(ids)
         if not len(numbers):
             raise InputError("there is nothing to append: ids are empty")
@@ -692,26 +830,29 @@ class Collection:
             details = _metadata_rows(metadata, numbers, self.id_column)
         with self._writing("append") as (cur, record):
             chosen = None
-            if vectors is not None:
+            if given is None:
+                assert vectors is not None
                 if not record.quantizer:
                     chosen = self._choose_coding(cur, record, vectors)
-                coding = self._coding_now() if chosen is None else chosen.coding
+                coding = self._coding_of(cur, record) if chosen is None else chosen.coding
                 if coding is None:
                     raise self._no_embeddings()
+                _check_width(record, coding, vectors)
                 rows = Rows(numbers, *coding.images(vectors))
             else:
-                assert given is not None
                 rows = Rows(numbers, given, second)
             self._refuse_known(cur, record, numbers)
             with _interrupts_deferred():
                 with _transaction(cur):
                     if chosen is not None:
                         record = self._store_coding(cur, record, chosen)
-                    elif given is not None:
-                        record = self._take_ready(cur, record, second is not None)
+                    elif vectors is None:
+                        record = self._take_ready(cur, record, second is not None, fingerprint)
                     if details is not None:
                         record = self._insert_metadata(cur, record, details)
                     _insert_codes(cur, record, rows)
+                    if vectors is not None:
+                        _keep_embeddings(cur, record, numbers, vectors)
                     record = catalog.raise_generation(cur, record)
                 self._record = record
                 mended, self._store.behind = self._store.behind, True
@@ -720,16 +861,44 @@ class Collection:
                     name_indexes(self.con)
         return count
 
-    def _take_ready(self, cur: duckdb.DuckDBPyConnection, record: Record, fine: bool) -> Record:
+    def _take_ready(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        record: Record,
+        fine: bool,
+        fingerprint: str | None,
+    ) -> Record:
         """Let ready codes into the collection, with fine codes or without; within the caller's
-        transaction. The first ones decide which of the two it takes."""
+        transaction. The first ones decide which of the two it takes, and of what fingerprint.
+        None: that of the collection."""
+        fingerprint = fingerprint or record.quantizer or catalog.GIVEN
+        if record.keep_embeddings:
+            raise InputError(
+                f"the collection {self.name!r} keeps its embeddings, so it takes no ready codes: "
+                "pass embeddings, or create it without keep_embeddings"
+            )
         if not record.quantizer:
             if record.fine_wanted is not None and record.fine_wanted != fine:
                 raise InputError(
                     f"the collection {self.name!r} was created with fine={record.fine_wanted}: "
                     + ("leave the fine codes out" if fine else "pass fine codes with the codes")
                 )
-            return catalog.set_coding(cur, record, None, fine)
+            return catalog.set_ready(cur, record, fingerprint, fingerprint if fine else "")
+        if fingerprint != record.quantizer:
+            known = {
+                which: "of no known fingerprint" if which == catalog.GIVEN else f"of {which}"
+                for which in (fingerprint, record.quantizer)
+            }
+            raise IndexMismatch(
+                f"the codes are {known[fingerprint]}, but those of the collection {self.name!r} "
+                f"are {known[record.quantizer]}: another head or quantizer may have made them. "
+                + (
+                    f"If they are of the same, append(..., fingerprint={record.quantizer!r}) says "
+                    "so; else pass embeddings, or make another collection"
+                    if fingerprint == catalog.GIVEN
+                    else "Make another collection for them"
+                )
+            )
         if fine != bool(record.fine):
             raise InputError(
                 f"the collection {self.name!r} has {'' if record.fine else 'no '}fine codes, and "
@@ -813,10 +982,19 @@ class Collection:
 
     def _coding_now(self) -> Coding | None:
         """Heads and quantizers, once the first embeddings have decided them."""
-        if self._coding is None:
-            with _database_errors(), self.con.cursor() as cur:
-                self._coding = catalog.load_coding(cur, self._fresh(cur))
-        return self._coding
+        with _database_errors(), self.con.cursor() as cur:
+            return self._coding_of(cur, self._fresh(cur))
+
+    def _coding_of(self, cur: duckdb.DuckDBPyConnection, record: Record) -> Coding | None:
+        """The same, of this record, by its cursor."""
+        key = (record.head, record.quantizer, record.fine)
+        cached = self._coding
+        if cached is not None and cached[0] == key:
+            return cached[1]
+        coding = catalog.load_coding(cur, record)
+        if coding is not None:
+            self._coding = key, coding
+        return coding
 
     def _choose_coding(
         self, cur: duckdb.DuckDBPyConnection, record: Record, embeddings: Floats
@@ -843,23 +1021,7 @@ class Collection:
                 f"embeddings have {sample.shape[1]} dimensions, but the texts given at creation "
                 f"{texts.shape[1]}"
             )
-        finer = None
-        if head is None:
-            dims = DIMS if record.fine_wanted is False else FINE_DIMS
-            head = (
-                Head.pca(sample, dims=dims) if texts is None
-                else Head.shared(sample, texts, dims=dims)
-            )  # fmt: skip
-            if head.dims == FINE_DIMS:
-                head, finer = head.narrower(), head
-        elif record.fine_wanted is not False:
-            finer = head.finer(sample, texts)
-        coding = Coding(head, Quantizer.fit(head.images(sample)))
-        if finer is not None:
-            values = finer.images(sample)
-            used = values.any(axis=0)  # the others are the zeros after fewer than 128 dimensions
-            fitted = Quantizer.fit(values[:, used] if used.any() else values, FINE_INSIDE)
-            coding = coding._replace(fine_head=finer, fine_quantizer=fitted)
+        coding = _fitted(sample, head, texts, record.fine_wanted is not False)
         if not phrases or texts is None:
             return _Chosen(coding, [], np.empty((0, native.DIMS), np.uint8), None)
         return _Chosen(coding, phrases, *coding.texts(texts))
@@ -870,7 +1032,7 @@ class Collection:
         """Keep what was chosen; within the caller's transaction."""
         record = catalog.set_coding(cur, record, chosen.coding)
         if chosen.phrases:
-            catalog.store_texts(cur, self.name, chosen.phrases, chosen.codes, chosen.fine)
+            catalog.store_texts(cur, record, chosen.phrases, chosen.codes, chosen.fine)
         return record
 
     @property
@@ -905,103 +1067,57 @@ class Collection:
 
     def add_images(
         self,
-        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        source: Any,
         *,
+        column: str | None = None,
+        key: str | None = None,
+        duplicates: Duplicates = "skip",
         progress: bool = False,
         batch: int = 256,
+        workers: int | None = None,
     ) -> AddReport:
-        """Embed the image files in folders, with all below them, or single files, and add them.
+        """Embed images and add them; what is known of them goes into the metadata table.
 
-        The metadata table gets id, uri (the file's absolute path), width, height, bytes and
-        modified (UTC). Files whose uri is there already are passed over, so a call that was
-        interrupted goes on where it stopped: every batch of so many files is committed by itself. A
-        file that cannot be read is reported, and does not stop the others.
+        source: a folder, with all below it; an image file; a glob, as ``"~/Pictures/**/*.jpg"``;
+            a tar shard as img2dataset and webdataset write them; a Parquet file; or a list of any
+            of these. A folder's tar shards, and its Parquet files with images, are opened too. Or a
+            table: a DuckDB relation (``con.table("pictures")``), an Arrow table or a DataFrame.
+        column: of a table or Parquet file: the column of images, paths (text) or bytes (BLOB). Left
+            out: the first of the usual names ('image', 'jpg', 'path', ..).
+        key: the column that tells images in bytes apart, by default 'uri', 'key', 'path', 'url' or
+            'id', and in Parquet files at last the row number.
+        duplicates: what to do with an image whose bytes are those of another one of the collection:
+            'skip' leaves it out and says so in the report; 'keep' adds it with that one's codes,
+            without embedding it again.
+        batch: images that are embedded and committed at a time.
+        workers: processes that decode; 0: none, but threads. None: threads for some hundred images
+            or on fewer than 4 cores, else a process a core, 16 at most.
+
+        The metadata table gets ``uri``, ``width``, ``height``, ``bytes``, ``modified`` (UTC; of
+        files) and ``hash`` (BLAKE2b-128 of the bytes), and what the source has beside the images:
+        captions, addresses, whatever columns. A table of the user's own gets those of them for
+        which it has columns. The uri of a file is its absolute path; that of a member of a tar
+        shard, or a row of a Parquet file, ``<path>#<member or key>``.
+
+        An image whose uri is in the collection is passed over, and each batch is committed by
+        itself, so a call that ended early, be it by Ctrl-C, is gone on with by calling it again. An
+        image that cannot be read is reported and does not stop the others.
         """
         size = native.check_count(batch, "batch", 1, 1 << 20)
-        start = time.perf_counter()
-        encoder = self._need_encoder("embed images")
-        if isinstance(paths, (str, os.PathLike)):
-            paths = [paths]
-        files = find_images([Path(path) for path in paths])
-        failed: builtins.list[tuple[str, str]] = []
-        known, rows_without_code = self._known_images()
-        todo: dict[str, Path] = {}
-        skipped = 0
-        for file in files:
-            uri = str(file.resolve())
-            try:
-                uri.encode()
-            except UnicodeEncodeError:
-                shown = os.fsencode(uri).decode("utf-8", "backslashreplace")
-                failed.append((shown, "its name is not valid UTF-8: rename it"))
-                continue
-            if uri in known or uri in todo:
-                skipped += 1
-            else:
-                todo[uri] = file
-        next_id = self._next_id(len(todo))
-        added = done = 0
-        with Bar(self.name, progress) as bar, _Decoder(todo) as decoder:
-            while images := decoder.take(size):
-                done += len(images)
-                good: builtins.list[_Decoded] = []
-                for image in images:
-                    if isinstance(image, _Decoded):
-                        good.append(image)
-                    else:
-                        failed.append((image.uri, image.reason))
-                if good:
-                    vectors = encoder.images([image.picture for image in good])
-                    next_id = self._add_batch(good, vectors, rows_without_code, next_id)
-                    added += len(good)
-                bar.update(done, len(todo))
-        return AddReport(added, skipped, failed, time.perf_counter() - start)
-
-    def _add_batch(
-        self,
-        images: builtins.list[_Decoded],
-        vectors: Floats,
-        without_code: dict[str, int],
-        next_id: int,
-    ) -> int:
-        """Append images, those first that have a row in the metadata table; the next free id."""
-        old = [n for n, image in enumerate(images) if image.uri in without_code]
-        if old:
-            self._append([without_code[images[n].uri] for n in old], embeddings=vectors[old])
-        new = [n for n, image in enumerate(images) if image.uri not in without_code]
-        if new:
-            ids = np.arange(next_id, next_id + len(new))
-            columns = {name: [getattr(images[n], name) for n in new] for name in _IMAGE_COLUMNS}
-            types = (pa.string(), pa.int32(), pa.int32(), pa.int64(), pa.timestamp("us"))
-            metadata = pa.table(
-                [pa.array(values, kind) for values, kind in
-                 zip(columns.values(), types, strict=True)],
-                names=list(columns),
-            )  # fmt: skip
-            self._append(ids, embeddings=vectors[new], metadata=metadata)
-        return next_id + len(new)
-
-    def _known_images(self) -> tuple[set[str], dict[str, int]]:
-        """Uris in the metadata table: of images that have a code, and ids of those without."""
-        with _database_errors(), self.con.cursor() as cur:
-            record = self._fresh(cur)
-            if record.table is None:
-                return set(), {}
-            columns = _columns(cur, table_name(record.table))
-            if "uri" not in columns:
-                raise InputError(
-                    f"the table {record.table!r} has no column 'uri', in which add_images keeps "
-                    f"the files' paths; it has {', '.join(columns)}"
-                )
-            rows = cur.execute(
-                f"SELECT m.uri, m.{quoted(record.id_column)}, c.id IS NOT NULL "
-                f"FROM {table_name(record.table)} m LEFT JOIN {record.codes} c "
-                f"ON c.id = m.{quoted(record.id_column)} WHERE m.uri IS NOT NULL"
-            ).fetchall()
-        return (
-            {uri for uri, _, coded in rows if coded},
-            {uri: number for uri, number, coded in rows if not coded and number is not None},
-        )
+        if workers is not None:
+            workers = native.check_count(workers, "workers", 0, 256)
+        if duplicates not in ("skip", "keep"):
+            raise InputError(f"duplicates must be 'skip' or 'keep', not {duplicates!r}")
+        self._need_encoder("embed images")
+        _refuse_transaction(self.con, "add images")
+        with ExitStack() as reading, _database_errors():
+            label, rows = None, None
+            if isinstance(source, duckdb.DuckDBPyRelation):
+                label, source, rows = _relation(self.con, source, reading)
+            sources = Sources(source, column, key, label, rows)
+            return Adding(self, sources, duplicates, _interrupts_deferred).run(
+                size, workers, progress
+            )
 
     def _next_id(self, count: int) -> int:
         """The first of so many ids above all that rows and metadata have."""
@@ -1023,19 +1139,30 @@ class Collection:
 
     # --- searching --------------------------------------------------------------------------------
 
-    def encode_text(self, text: str) -> Codes:
+    def encode_text(
+        self,
+        text: str | Sequence[str],
+        *,
+        weights: Sequence[float] | None = None,
+        template: str | Sequence[str] | None = None,
+    ) -> Codes:
         """The code of a text, uint8 (32,). It is kept in the database when that can be written, so
-        that the shell, which has no encoder, can search by it."""
-        with _database_errors(), self.con.cursor() as cur:
-            return catalog.text_code(cur, self.name, text)
+        that the shell, which has no encoder, can search by it.
+
+        text: one, or several, of which the code is that of the mixture: between them.
+        weights: of several texts, 1 each if left out: how much each counts. A negative one leads
+            away from a text: ``encode_text(["beach", "people"], weights=[1, -0.5])``.
+        template: what a text is put into, at ``{}``, as in ``"a photo of a {}"``; of several
+            templates the embeddings are averaged.
+        """
+        return self._encode_words(text, weights, template).code
 
     def encode_image(
         self, image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
     ) -> Codes:
         """The code of an image, uint8 (32,): of a file's path, of a Pillow image, or of RGB pixels,
         uint8 (height, width, 3)."""
-        encoder = self._need_encoder("encode images")
-        return self.encode_embedding(encoder.images([_picture(image)])[0])
+        return self._encode_picture(image).code
 
     def encode_embedding(
         self, vector: ArrayLike, kind: Literal["image", "text"] = "image"
@@ -1046,22 +1173,39 @@ class Collection:
     def encode(
         self,
         *,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | None = None,
         embedding: ArrayLike | None = None,
         kind: Literal["image", "text"] = "image",
+        weights: Sequence[float] | None = None,
+        template: str | Sequence[str] | None = None,
     ) -> Encoded:
         """The code and the fine code of one text, image or embedding, as `encode_text`,
         `encode_image` and `encode_embedding` take them."""
         if (text is not None) + (image is not None) + (embedding is not None) != 1:
             raise InputError("pass one of text, image and embedding")
+        if text is None and (weights is not None or template is not None):
+            raise InputError("weights and template go with text")
         if text is not None:
-            with _database_errors(), self.con.cursor() as cur:
-                return Encoded(*catalog.text_codes(cur, self.name, text))
+            return self._encode_words(text, weights, template)
         if image is not None:
-            encoder = self._need_encoder("encode images")
-            return self._encode_embedding(encoder.images([_picture(image)])[0], "image")
+            return self._encode_picture(image)
         return self._encode_embedding(embedding, kind)
+
+    def _encode_words(
+        self,
+        text: str | Sequence[str],
+        weights: Sequence[float] | None,
+        template: str | Sequence[str] | None,
+    ) -> Encoded:
+        phrase = catalog.Phrase.of(text, weights, template)
+        with _database_errors(), self.con.cursor() as cur:
+            codes, fine, quantizer = catalog.phrase_codes(cur, self.name, [phrase])
+        return Encoded(codes[0], None if fine is None else fine[0], quantizer)
+
+    def _encode_picture(self, image: Any) -> Encoded:
+        encoder = self._need_encoder("encode images")
+        return self._encode_embedding(encoder.images([_picture(image)])[0], "image")
 
     def _encode_embedding(self, vector: Any, kind: str) -> Encoded:
         if kind not in ("image", "text"):
@@ -1079,25 +1223,31 @@ class Collection:
         rows = _matrix(vector, "an embedding")
         if rows.ndim != 1:
             raise InputError(f"an embedding must have the shape (dims,), not {rows.shape}")
-        codes, fine = (coding.images if kind == "image" else coding.texts)(rows[None])
-        return Encoded(codes[0], None if fine is None else fine[0])
+        given = check(rows[None], what=f"{kind} embedding")
+        _check_width(self._record, coding, given)
+        codes, fine = (coding.images if kind == "image" else coding.texts)(given)
+        return Encoded(codes[0], None if fine is None else fine[0], coding.fingerprint)
 
     def search_text(
         self,
-        text: str,
+        text: str | Sequence[str],
         k: int = 60,
         *,
+        weights: Sequence[float] | None = None,
+        template: str | Sequence[str] | None = None,
         recall: float = 1.0,
         within: Model | None = None,
         ids: ArrayLike | None = None,
     ) -> pa.Table:
-        """The k images nearest to a phrase: ``pyarrow.Table(id, distance)``, nearest first. The
-        options are those of `knn`."""
+        """The k images nearest to a phrase, or to a mixture of several: ``pyarrow.Table(id,
+        distance)``, nearest first. `text`, `weights` and `template` are those of `encode_text`, the
+        options those of `knn`."""
         native.check_k(k)
         native.check_recall(recall)
         if not len(self):
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
-        return self.knn(self.encode_text(text), k=k, recall=recall, within=within, ids=ids)
+        code = self._encode_words(text, weights, template)
+        return self.knn(code, k=k, recall=recall, within=within, ids=ids)
 
     def search_image(
         self,
@@ -1114,7 +1264,8 @@ class Collection:
         native.check_recall(recall)
         if not len(self):
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
-        return self.knn(self.encode_image(image), k=k, recall=recall, within=within, ids=ids)
+        code = self._encode_picture(image)
+        return self.knn(code, k=k, recall=recall, within=within, ids=ids)
 
     def search_embedding(
         self,
@@ -1128,12 +1279,12 @@ class Collection:
     ) -> pa.Table:
         """The k images nearest to an embedding (dims,) of an image or a text. The options are those
         of `knn`."""
-        code = self.encode_embedding(vector, kind)
+        code = self._encode_embedding(vector, kind)
         return self.knn(code, k=k, recall=recall, within=within, ids=ids)
 
     def knn(
         self,
-        codes: ArrayLike | None = None,
+        codes: ArrayLike | Encoded | None = None,
         *,
         like: int | None = None,
         k: int = 60,
@@ -1141,7 +1292,9 @@ class Collection:
         within: Model | None = None,
         ids: ArrayLike | None = None,
     ) -> pa.Table:
-        """The k images nearest to a code (32,), or to the image of the id `like`, itself first.
+        """The k images nearest to a code (32,), or to what `encode` gives, which is refused where
+        it is of another collection's head or quantizer; or to the image of the id `like`, itself
+        first.
         ``pyarrow.Table(id, distance)``: Euclidean distance on codes, nearest first, ties by id;
         all images where there are fewer than k.
 
@@ -1163,6 +1316,8 @@ class Collection:
                 raise InputError(f"the collection {self.name!r} is empty: it has no id {like}")
             query = index.codes([like])
         else:
+            if isinstance(codes, Encoded):
+                codes = self._own(codes, index).code
             query = _matrix(codes, "a code")
             if query.ndim != 1:
                 raise InputError(f"a code must have the shape ({native.DIMS},), not {query.shape}")
@@ -1173,6 +1328,17 @@ class Collection:
         )  # fmt: skip
         return _hits(found[0], distances[0])
 
+    def _own(self, encoded: Encoded, index: native.Index) -> Encoded:
+        """What was encoded, once it is known to be of this collection's head and quantizer."""
+        mine = index.info.fingerprints.quantizer
+        if len(index) and encoded.quantizer != mine:
+            raise IndexMismatch(
+                f"this was encoded by another head or quantizer (fingerprint {encoded.quantizer}) "
+                f"than the images of the collection {self.name!r} (fingerprint {mine}): encode it "
+                "by this collection"
+            )
+        return encoded
+
     # --- models -----------------------------------------------------------------------------------
 
     def train(
@@ -1180,9 +1346,9 @@ class Collection:
         positives: ArrayLike = (),
         negatives: ArrayLike = (),
         *,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | None = None,
-        query: ArrayLike | None = None,
+        query: ArrayLike | Encoded | None = None,
         query_fine: ArrayLike | None = None,
         learner: Learner = "cover",
         estimators: int = 25,
@@ -1199,7 +1365,8 @@ class Collection:
         text, image: what is sought, in words or as another image, as `encode_text` and
             `encode_image` take them; for 'cover' it stands beside the positives or in
             place of them, for 'branch' and 'ensemble' in place of them alone.
-        query, query_fine: the same as a code (32,), and its fine code (128,).
+        query, query_fine: the same as a code (32,), and its fine code (128,); or `query` as
+            `encode` gives it, with both.
         learner: 'cover', a score and where to cut it; 'branch', one decision branch; 'ensemble', a
             majority of `estimators` of them; 'tree' and 'forest', scikit-learn's, the forest with
             `estimators` trees.
@@ -1251,19 +1418,29 @@ class Collection:
         return right, wrong
 
     def _sought(
-        self, text: str | None, image: Any, query: ArrayLike | None, query_fine: ArrayLike | None
+        self,
+        index: native.Index,
+        text: str | Sequence[str] | None,
+        image: Any,
+        query: ArrayLike | Encoded | None,
+        query_fine: ArrayLike | None,
     ) -> Encoded | None:
         if sum(given is not None for given in (text, image, query)) > 1:
             raise InputError("text, image and query are each what is sought: pass one of them")
         if query_fine is not None and query is None:
             raise InputError("query_fine is the fine code of query: pass that too")
         if text is not None or image is not None:
-            return self.encode(text=text, image=image)
+            return self._own(self.encode(text=text, image=image), index)
         if query is None:
             return None
+        if isinstance(query, Encoded):
+            if query_fine is not None:
+                raise InputError("query has its fine code with it: leave query_fine out")
+            return self._own(query, index)
         return Encoded(
             _code(query, "query", DIMS),
             None if query_fine is None else _code(query_fine, "query_fine", FINE_DIMS),
+            index.info.fingerprints.quantizer,
         )
 
     def _trained(
@@ -1271,16 +1448,16 @@ class Collection:
         index: native.Index,
         positives: ArrayLike,
         negatives: ArrayLike,
-        text: str | None,
+        text: str | Sequence[str] | None,
         image: Any,
-        query: ArrayLike | None,
+        query: ArrayLike | Encoded | None,
         query_fine: ArrayLike | None,
         **options: Any,
     ) -> _Trained:
         given = any(what is not None for what in (text, image, query))
         _check_options(options, given)
         right, wrong = self._labels(index, positives, negatives, given)
-        sought = self._sought(text, image, query, query_fine)
+        sought = self._sought(index, text, image, query, query_fine)
         if options["learner"] in ("tree", "forest"):
             return self._train_trees(index, right, wrong, options)
         if options["rerank"] and not index.info.fingerprints.fine:
@@ -1360,9 +1537,9 @@ class Collection:
         positives: ArrayLike = (),
         negatives: ArrayLike = (),
         *,
-        text: str | None = None,
+        text: str | Sequence[str] | None = None,
         image: str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | None = None,
-        query: ArrayLike | None = None,
+        query: ArrayLike | Encoded | None = None,
         query_fine: ArrayLike | None = None,
         learner: Learner = "cover",
         estimators: int = 25,
@@ -1433,11 +1610,190 @@ class Collection:
 
     def _rebuild(self, what: str, progress: bool) -> None:
         with self._writing(what) as (cur, record), Bar(self.name, progress) as bar:
+            if catalog.table_exists(cur, f"boxwood.{self.name}_embeddings"):
+                _forget_embeddings(cur, record)
             rows = catalog.row_count(cur, record)
             try:
                 self._store.rebuild(cur, record, lambda part: bar.update(int(part * rows), rows))
             finally:
                 name_indexes(self.con)
+
+    def recode(
+        self,
+        head: Head | str | os.PathLike[str],
+        *,
+        embeddings: str | os.PathLike[str] | None = None,
+        id: str = "id",
+        embedding: str = "embedding",
+        texts: ArrayLike | None = None,
+        progress: bool = False,
+    ) -> Recoded:
+        """Give every image a new code, and a new fine code, by another head, from the embeddings
+        that the collection keeps, without looking at any image again.
+
+        head: a Head of the embeddings' dimensions, the path of a file with one, or 'pca' or
+            'shared', which are fitted to the embeddings. The quantizer, and the head of the fine
+            codes, are fitted beside it.
+        embeddings: where the collection keeps none: a table or view, or the path of a Parquet file,
+            with the images' embeddings in the column `embedding` and their ids in `id`.
+        texts: for 'shared' without an encoder: text embeddings (n, dims) of the images' space.
+
+        All or nothing: until the end the collection answers as before, and whatever ends this
+        earlier leaves it so. Phrases that are stored for the shell are encoded anew where the
+        encoder can be opened, and dropped else. Models that were trained before are of other codes:
+        they are refused from then on.
+        """
+        kind = head if head in ("pca", "shared") else None
+        given = None if kind is not None else _head(head)
+        if kind is None and given is None:
+            raise InputError("a head is needed: a Head, the path of a head file, 'pca' or 'shared'")
+        if given is not None and given.dims != DIMS:
+            raise InputError(f"the head must put out {DIMS} dimensions, not {given.dims}")
+        if texts is not None and kind != "shared":
+            raise InputError("texts are for the head 'shared': leave them out")
+        with (
+            self._writing("re-code the collection") as (cur, record),
+            Bar(self.name, progress) as bar,
+            self.con.cursor() as reading,
+            ExitStack() as committing,
+        ):
+            total = catalog.row_count(cur, record)
+            if not total:
+                raise InputError(
+                    f"the collection {self.name!r} is empty, so there is nothing to re-code: "
+                    "create it with head=..."
+                )
+            source = self._source(cur, record, embeddings, id, embedding)
+            every = -(-total // FIT_ROWS)
+            some = f" WHERE hash(id) % {every} = 0 LIMIT {FIT_ROWS}" if every > 1 else ""
+            sample = _embeddings(cur.sql(source + some).to_arrow_table(), embedding)[1]
+            old = self._coding_of(cur, record)
+            if old is not None and record.encoder is not None:
+                _check_width(record, old, sample)
+            if given is not None and given.width != sample.shape[1]:
+                raise InputError(
+                    f"the head {given.kind!r} (fingerprint {given.fingerprint}) takes embeddings "
+                    f"of {given.width} dimensions, but those of {self.name!r} have "
+                    f"{sample.shape[1]}"
+                )
+            stored = catalog.stored_phrases(cur, self.name)
+            phrases, words = self._said(record, stored)
+            fit = words if texts is None else check(np.asarray(texts), what="text embedding")
+            if fit is not None and fit.shape[1] != sample.shape[1]:
+                raise InputError(
+                    f"embeddings have {sample.shape[1]} dimensions, but texts {fit.shape[1]}"
+                )
+            fine = bool(record.fine) if old is not None else record.fine_wanted is not False
+            if kind == "pca":
+                given = Head.pca(sample, fit)
+            elif kind == "shared":
+                if fit is None:
+                    raise InputError(
+                        "the head 'shared' needs texts: the collection's encoder to embed its "
+                        "phrases, or text embeddings, texts=..."
+                    )
+                given = Head.shared(sample, fit)
+            coding = _fitted(sample, given, fit, fine)
+            with _transaction(cur):
+                record = catalog.set_coding(cur, record, coding, anew=True)
+                done = 0
+                for batch in reading.sql(source).to_arrow_reader(_batch_rows(sample.shape[1])):
+                    if len(batch):
+                        rows = pa.Table.from_batches([batch])
+                        ids, vectors = _embeddings(rows, embedding)
+                        _insert_codes(cur, record, Rows(ids, *coding.images(vectors)))
+                        done += len(ids)
+                        bar.update(done, total)
+                if done != total:
+                    raise Error(
+                        f"the rows of {self.name!r} were changed while it was re-coded: try again"
+                    )
+                catalog.remove_texts(cur, self.name)
+                if words is not None:
+                    catalog.store_texts(cur, record, phrases, *coding.texts(words))
+                if record.keep_embeddings:
+                    _forget_embeddings(cur, record)
+                record = catalog.raise_generation(cur, record)
+                names = self._store.prepare_anew(cur, record)
+                committing.enter_context(_interrupts_deferred())
+            self._record = record
+            self._store.behind = True
+            self._after_commit(done, lambda: self._store.publish(record, names))
+        kept = len(phrases) if words is not None else 0
+        return Recoded(done, kept, 0 if words is not None else len(stored))
+
+    def _source(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        record: Record,
+        given: str | os.PathLike[str] | None,
+        id: str,
+        embedding: str,
+    ) -> str:
+        """A query of ids and embeddings of the rows, of each one; checked."""
+        kept = catalog.table_exists(cur, f"boxwood.{self.name}_embeddings")
+        if given is None:
+            if not kept:
+                raise InputError(
+                    f"the collection {self.name!r} keeps no embeddings (keep_embeddings of "
+                    "create): name a table or a Parquet file that has them, embeddings=..."
+                )
+            where, what, id, embedding = record.embeddings, "the kept embeddings", "id", "embedding"
+        else:
+            if kept:
+                raise InputError(
+                    f"the collection {self.name!r} keeps its embeddings, and is re-coded from "
+                    "these: leave embeddings= out"
+                )
+            what = str(given)
+            if isinstance(given, str) and catalog.table_exists(cur, given):
+                where = table_name(given)
+            elif Path(given).expanduser().is_file():
+                where = f"read_parquet({literal(Path(given).expanduser())})"
+            else:
+                raise InputError(f"there is no table and no Parquet file {what!r} of embeddings")
+            try:
+                columns = _columns(cur, where)
+            except duckdb.Error as error:
+                raise InputError(f"cannot read {what}: {_first_line(error)}") from error
+            for column in (id, embedding):
+                if column not in columns:
+                    raise InputError(
+                        f"{what} has no column {column!r}; it has {', '.join(columns)}"
+                    )
+        there = f"(SELECT {quoted(id)} AS id, {quoted(embedding)} AS e FROM {where})"
+        row = catalog.one(
+            cur,
+            f"SELECT count(*) FILTER (n IS NULL), min(c.id) FILTER (n IS NULL), "
+            f"min(c.id) FILTER (n > 1) FROM {record.codes} c "
+            f"LEFT JOIN (SELECT id, count(*) AS n FROM {there} GROUP BY id) s USING (id)",
+        )
+        assert row is not None
+        if row[0]:
+            raise InputError(
+                f"{what} lacks {row[0]:,} images of the collection {self.name!r}, for example the "
+                f"id {row[1]}: nothing was changed"
+            )
+        if row[2] is not None:
+            raise InputError(f"{what} has the id {row[2]} more than once: nothing was changed")
+        return (
+            f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.codes} USING (id)"
+        )
+
+    def _said(
+        self, record: Record, stored: builtins.list[str]
+    ) -> tuple[builtins.list[str], Floats | None]:
+        """The phrases to store, and their embeddings; None where the encoder cannot be opened."""
+        if record.encoder is None:
+            return [], None
+        try:
+            encoder = catalog.open_encoder(record.encoder, record.encoder_fingerprint)
+        except Error:
+            return [], None
+        phrases = stored or builtins.list(vocabulary(encoder.name))
+        return phrases, catalog.vectors.get(
+            encoder, "text", phrases, lambda at: encoder.texts([phrases[n] for n in at])
+        )
 
     # --- about ------------------------------------------------------------------------------------
 
@@ -1513,9 +1869,12 @@ def _description(
         "table": record.table,
         "id_column": record.id_column,
         "encoder": record.encoder,
+        "encoder_fingerprint": record.encoder_fingerprint or None,
         "head": None if head is None else head[0],
+        "head_fingerprint": record.head or None,
         "quantizer": record.quantizer or None,
         "fine": record.fine or None,
+        "keep_embeddings": record.keep_embeddings,
         "uuid": str(record.uuid),
         "index": str(path),
         "state": state,
@@ -1667,6 +2026,46 @@ def _encoder(encoder: str | Encoder | None) -> Encoder | None:
     raise InputError(f"encoder must be a name or an Encoder, not {type(encoder).__name__}")
 
 
+def _head(head: Head | str | os.PathLike[str] | None) -> Head | None:
+    if head is None or isinstance(head, Head):
+        return head
+    if isinstance(head, (str, os.PathLike)):
+        loaded: Head = Head.load(head)
+        return loaded
+    raise InputError(f"head must be a Head or the path of a head file, not {type(head).__name__}")
+
+
+def _fitted(sample: Floats, head: Head | None, texts: Floats | None, fine: bool) -> Coding:
+    """Head, quantizer, and with `fine` those of the fine codes, fitted to a sample of embeddings.
+    Without `head` it is that of the directions shared with texts, or the PCA where there are none.
+    """
+    if head is None:
+        head = Head.pca(sample) if texts is None else Head.shared(sample, texts)
+    coding = Coding(head, Quantizer.fit(head.images(sample)))
+    if not fine:
+        return coding
+    finer = head.finer(sample, texts)
+    values = finer.images(sample)
+    used = values.any(axis=0)  # the others are the zeros after fewer than 128 dimensions
+    fitted = Quantizer.fit(values[:, used] if used.any() else values, FINE_INSIDE)
+    return coding._replace(fine_head=finer, fine_quantizer=fitted)
+
+
+def _check_width(record: Record, coding: Coding, vectors: Floats) -> None:
+    """Embeddings of another width are those of another encoder."""
+    head = coding.head
+    if vectors.shape[1] != head.width:
+        made = (
+            f"its encoder {record.encoder!r} (fingerprint {record.encoder_fingerprint})"
+            if record.encoder
+            else f"its head {head.kind!r} (fingerprint {head.fingerprint})"
+        )
+        raise InputError(
+            f"embeddings have {vectors.shape[1]} dimensions, but {head.width} are expected by the "
+            f"collection {record.name!r}, by {made}: they are those of another encoder"
+        )
+
+
 def _given_texts(
     texts: Sequence[str] | ArrayLike | None, encoder: Encoder | None
 ) -> list[str] | Floats | None:
@@ -1692,6 +2091,24 @@ def _given_texts(
 def _columns(cur: duckdb.DuckDBPyConnection, source: str) -> list[str]:
     """The columns of something that stands in a FROM clause."""
     return [row[0] for row in cur.execute(f"DESCRIBE FROM {source}").fetchall()]
+
+
+def _relation(
+    con: duckdb.DuckDBPyConnection, relation: duckdb.DuckDBPyRelation, reading: ExitStack
+) -> tuple[str | None, Any, int]:
+    """What a relation of images is called, if it is a table; its rows, to be read while others are
+    written; and their number."""
+    query = relation.sql_query()
+    cur = reading.enter_context(con.cursor())
+    named = re.fullmatch(r'SELECT \* FROM ((?:"?\w+"?\.)*"?\w+"?)', query.strip())
+    label = named[1].replace('"', "").removeprefix("main.") if named else None
+    try:
+        row = catalog.one(cur, f"SELECT count(*) FROM ({query})")
+        reader = cur.sql(query).to_arrow_reader(256)
+    except (duckdb.CatalogException, duckdb.BinderException):
+        table = relation.to_arrow_table()  # of temporary tables, which other cursors do not see
+        return label, table, len(table)
+    return label, reader, int(row[0]) if row else 0
 
 
 def _picture(image: Any) -> Any:
@@ -1785,6 +2202,26 @@ def _insert_codes(cur: duckdb.DuckDBPyConnection, record: Record, rows: Rows) ->
         new[catalog.FINE] = pa.FixedSizeListArray.from_arrays(flat, native.FINE_DIMS)
     with catalog.registered(cur, "boxwood_new_codes", pa.table(new)):
         cur.execute(f"INSERT INTO {record.codes} SELECT * FROM boxwood_new_codes")
+
+
+def _keep_embeddings(
+    cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, vectors: Floats
+) -> None:
+    """Keep the embeddings of new rows, if the collection does; within the caller's transaction."""
+    if not record.keep_embeddings:
+        return
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    kept = pa.table({"id": ids, "e": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
+    with catalog.registered(cur, "boxwood_new_embeddings", kept):
+        # Or replace: rows may have been taken out of the codes table by hand.
+        cur.execute(
+            f"INSERT OR REPLACE INTO {record.embeddings} SELECT * FROM boxwood_new_embeddings"
+        )
+
+
+def _forget_embeddings(cur: duckdb.DuckDBPyConnection, record: Record) -> None:
+    """Remove kept embeddings of rows that are gone."""
+    cur.execute(f"DELETE FROM {record.embeddings} WHERE id NOT IN (SELECT id FROM {record.codes})")
 
 
 def _value_columns(columns: list[str], embedding: str, fine: bool | None, what: str) -> list[str]:
@@ -1979,66 +2416,3 @@ def _interrupts_deferred() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if pending:
             handler(*pending[0])
-
-
-# --- decoding ahead -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Decoded:
-    uri: str
-    picture: Any
-    width: int
-    height: int
-    bytes: int
-    modified: datetime
-
-
-@dataclass(frozen=True)
-class _Broken:
-    uri: str
-    reason: str
-
-
-def _decode(uri: str, file: Path) -> _Decoded | _Broken:
-    try:
-        status = file.stat()
-        picture = load_image(file)
-    except ImageError as error:
-        return _Broken(uri, error.reason)
-    except OSError as error:
-        return _Broken(uri, error.strerror or str(error))
-    width, height = picture.info["file_size"]
-    modified = datetime.fromtimestamp(int(status.st_mtime), UTC)
-    return _Decoded(
-        uri, picture, width, height, status.st_size, modified.replace(tzinfo=None)
-    )  # fmt: skip
-
-
-class _Decoder:
-    """Decodes files in a few threads, a little ahead of who takes them, in order."""
-
-    _WORKERS = min(8, os.cpu_count() or 1)
-    _AHEAD = 64
-
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = iter(files.items())
-        self._pool = ThreadPoolExecutor(self._WORKERS, "boxwood-decode")
-        self._futures: deque[Future[_Decoded | _Broken]] = deque()
-
-    def __enter__(self) -> _Decoder:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def take(self, n: int) -> list[_Decoded | _Broken]:
-        """The next n results; fewer at the end."""
-        taken: list[_Decoded | _Broken] = []
-        while len(taken) < n:
-            for uri, file in itertools.islice(self._files, self._AHEAD - len(self._futures)):
-                self._futures.append(self._pool.submit(_decode, uri, file))
-            if not self._futures:
-                break
-            taken.append(self._futures.popleft().result())
-        return taken

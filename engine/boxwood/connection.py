@@ -6,14 +6,16 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 
 from boxwood import catalog, native
+from boxwood.catalog import Codes
 from boxwood.errors import DatabaseLocked, Error, InputError, StorageError
 
 __all__ = ["connect", "load"]
@@ -66,10 +68,10 @@ def connect(
 def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     """Prepare a connection or cursor that somebody else has opened, and return it.
 
-    Loads the extension, names the collections' indexes by `name_indexes`, registers
-    ``clip_text(collection, text)`` and ``clip_text_fine``, and creates the macros as temporary
-    ones. Nothing is written. The database must have been opened with
-    ``allow_unsigned_extensions``. Loading twice does no harm.
+    Loads the extension, names the collections' indexes by `name_indexes`, registers what is behind
+    ``clip_text`` and ``clip_image``, and creates the macros as temporary ones. Nothing is written.
+    The database must have been opened with ``allow_unsigned_extensions``. Loading twice does no
+    harm.
     """
     with _usable():
         allowed = _unsigned_allowed(con)
@@ -89,6 +91,7 @@ def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     name_indexes(con)
     _register(con)
     con.execute(catalog.sql_file("macros.sql"))
+    con.execute(catalog.sql_file("encoder.sql"))
     return con
 
 
@@ -138,7 +141,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-# --- clip_text ------------------------------------------------------------------------------------
+# --- clip_text, clip_image ------------------------------------------------------------------------
 #
 # A function belongs to a database instance, and lives as long as that. It must not hold a
 # connection, which would keep the instance, and its lock on the file, alive after the user has
@@ -165,19 +168,63 @@ class _Instance:
             except duckdb.ConnectionException:  # closed
                 with self._lock:
                     self._connections.discard(con)
-        raise Error("clip_text() has no connection to look things up with: call boxwood.load(con)")
+        raise Error(
+            "clip_text and clip_image have no connection to look things up with: call "
+            "boxwood.load(con)"
+        )
 
-    def clip_text(self, collection: str, text: str) -> list[int]:
-        with self.cursor() as cur:
-            codes: list[int] = catalog.text_code(cur, collection, text).tolist()
-        return codes
+    def clip_text(
+        self,
+        collections: pa.Array,
+        texts: pa.Array,
+        weights: pa.Array,
+        templates: pa.Array,
+        fine: pa.Array,
+    ) -> pa.Array:
+        """``boxwood_clip_text(VARCHAR, VARCHAR[], DOUBLE[], VARCHAR[], BOOLEAN)``: codes, or fine
+        codes, of a chunk of rows. NULL where collection or texts are, or one of the texts is."""
+        values = zip(*(column.to_pylist() for column in (texts, weights, templates)), strict=True)
+        asked = [
+            None if said is None or None in said else catalog.Phrase.of(said, weight, template)
+            for said, weight, template in values
+        ]
+        return self._codes(collections, asked, fine, catalog.phrase_codes)
 
-    def clip_text_fine(self, collection: str | None, text: str | None) -> list[int] | None:
-        if collection is None or text is None:
-            return None
-        with self.cursor() as cur:
-            fine = catalog.text_codes(cur, collection, text)[1]
-        return None if fine is None else [int(value) for value in fine]
+    def clip_image(
+        self, collections: pa.Array, paths: pa.Array, files: pa.Array, fine: pa.Array
+    ) -> pa.Array:
+        """``boxwood_clip_image(VARCHAR, VARCHAR, BLOB, BOOLEAN)``: the same of image files, by
+        their path or what they hold."""
+        asked = [
+            path if file is None else file
+            for path, file in zip(paths.to_pylist(), files.to_pylist(), strict=True)
+        ]
+        return self._codes(collections, asked, fine, catalog.image_codes)
+
+    def _codes(
+        self,
+        collections: pa.Array,
+        asked: Sequence[Any],
+        fine: pa.Array,
+        encode: Callable[..., tuple[Codes, Codes | None, str]],
+    ) -> pa.Array:
+        """What `encode` makes of all that is asked of a collection in one call of it."""
+        wanted: dict[str, dict[Any, list[int]]] = {}
+        for row, (name, what) in enumerate(zip(collections.to_pylist(), asked, strict=True)):
+            if name is not None and what is not None:
+                wanted.setdefault(name, {}).setdefault(what, []).append(row)
+        finer = fine.to_pylist()
+        out: list[list[int] | None] = [None] * len(asked)
+        for name, rows in wanted.items():
+            with self.cursor() as cur:
+                codes, fine_codes, _ = encode(cur, name, list(rows))
+            for place, at in enumerate(rows.values()):
+                for row in at:
+                    if not finer[row]:
+                        out[row] = codes[place].tolist()
+                    elif fine_codes is not None:
+                        out[row] = fine_codes[place].tolist()
+        return pa.array(out, pa.list_(pa.uint8()))
 
 
 _instances: weakref.WeakValueDictionary[int, _Instance] = weakref.WeakValueDictionary()
@@ -192,13 +239,15 @@ def _register(con: duckdb.DuckDBPyConnection) -> None:
         except duckdb.CatalogException:
             instance, number = _Instance(), next(_numbers)
             _instances[number] = instance
-            con.create_function(
-                "clip_text", instance.clip_text, ["VARCHAR", "VARCHAR"], "UTINYINT[]"
-            )
-            con.create_function(  # type: ignore[call-overload]
-                "clip_text_fine", instance.clip_text_fine, ["VARCHAR", "VARCHAR"], "UTINYINT[]",
-                null_handling="special",
-            )  # fmt: skip
+            for name, function, kinds in (
+                ("boxwood_clip_text", instance.clip_text,
+                 ["VARCHAR", "VARCHAR[]", "DOUBLE[]", "VARCHAR[]", "BOOLEAN"]),
+                ("boxwood_clip_image", instance.clip_image,
+                 ["VARCHAR", "VARCHAR", "BLOB", "BOOLEAN"]),
+            ):  # fmt: skip
+                con.create_function(  # type: ignore[call-overload]
+                    name, function, kinds, "UTINYINT[]", type="arrow", null_handling="special"
+                )
             con.create_function(
                 "boxwood_instance", lambda: number, [], "BIGINT", side_effects=False
             )

@@ -340,7 +340,7 @@ class Demo:
         rate = f", {added.images_per_second:,.0f} images/s" if added.added else ""
         self.say(
             f"collection  {added.added:,} added in {added.seconds:.1f} s{rate}; "
-            f"{added.skipped:,} were there; {len(added.failed)} could not be read"
+            f"{added.known:,} were there; {len(added.failed)} could not be read"
         )
         return collection
 

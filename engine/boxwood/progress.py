@@ -10,6 +10,7 @@ from typing import Self
 
 class Bar:
     """``with Bar("embedding", shown) as bar: bar.update(done, total)``; draws ten times a second.
+    A `note`, such as a loss, stands behind.
 
     Where standard error is no terminal, one line is written at the end.
     """
@@ -24,7 +25,7 @@ class Bar:
     def __enter__(self) -> Self:
         return self
 
-    def update(self, done: int, total: int) -> None:
+    def update(self, done: int, total: int, note: str = "") -> None:
         if not self._shown:
             return
         now = time.perf_counter()
@@ -33,9 +34,11 @@ class Bar:
         rate = done / seconds
         left = (total - done) / rate if rate else 0.0
         filled = int(24 * share)
+        pace = f"{rate:,.0f}" if rate >= 10 else f"{rate:,.1f}"
         self._text = (
             f"{self._label} [{'#' * filled}{'.' * (24 - filled)}] {done:,}/{total:,} "
-            f"{rate:,.0f}/s {f'{left:,.0f} s left' if done < total else f'{seconds:,.1f} s'}"
+            f"{pace}/s {f'{left:,.0f} s left' if done < total else f'{seconds:,.1f} s'}"
+            f"{note and '  ' + note}"
         )
         if sys.stderr.isatty() and (now - self._drawn > 0.1 or done >= total):
             self._drawn = now

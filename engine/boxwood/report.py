@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from boxwood.encode.images import ImageError, load_image
+from boxwood.encode.sources import open_uri
 from boxwood.errors import InputError, MissingDependency
 
 Mark = Literal["right", "wrong", "none"]
@@ -32,7 +33,8 @@ _INK = (40, 40, 40)
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a contact sheet: its file, a caption of one line, and how it is marked."""
+    """One picture of a contact sheet: its file, or its uri in a collection, a caption of one line,
+    and how it is marked."""
 
     path: Path
     caption: str = ""
@@ -81,7 +83,7 @@ def contact_sheet(
         inner = (x + border, y + border, x + border + side - 1, y + border + side - 1)
         draw.rectangle(inner, fill=(244, 244, 244))
         try:
-            picture = load_image(cell.path)
+            picture = load_image(open_uri(str(cell.path)))
         except ImageError:
             draw.text((x + border + 4, y + border + 4), "unreadable", fill=_INK)
         else:
@@ -181,32 +183,41 @@ figure { margin: 1em 0 } figure img { max-width: 100% } figcaption { color: #555
 """
 
 
-def plot(series: Mapping[str, Sequence[float]], *, start: Mapping[str, float] | None = None) -> str:
-    """Lines of values 0..1 over rounds as inline SVG; `start` gives dashed reference lines."""
-    width, height, left, top, right, bottom = 560, 280, 44, 14, 120, 34
+def plot(
+    series: Mapping[str, Sequence[float]],
+    *,
+    start: Mapping[str, float] | None = None,
+    over: str = "round",
+    what: str = "F1",
+    top: float = 1.0,
+) -> str:
+    """Lines of values from 0 to `top` as inline SVG, the first of each at 1 of what they go `over`;
+    `start` gives dashed reference lines, and `what` says to those who listen what is plotted."""
+    width, height, left, above, right, bottom = 560, 280, 44, 14, 120, 34
     rounds = max(len(values) for values in series.values())
-    span_x, span_y = width - left - right, height - top - bottom
+    span_x, span_y = width - left - right, height - above - bottom
 
     def at(i: float, value: float) -> tuple[float, float]:
         x = left + (span_x * i / (rounds - 1) if rounds > 1 else span_x / 2)
-        return round(x, 1), round(top + span_y * (1 - value), 1)
+        return round(x, 1), round(above + span_y * (1 - value / (top or 1)), 1)
 
     parts = [
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        'aria-label="F1 by round" font-family="system-ui, sans-serif" font-size="12">'
+        f'aria-label="{escape(what)} by {escape(over)}" font-family="system-ui, sans-serif" '
+        'font-size="12">'
     ]
-    for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
+    for tick in (0.0, top / 4, top / 2, top * 3 / 4, top):
         y = at(0, tick)[1]
         parts.append(
             f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" stroke="#e2e2e2"/>'
-            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" fill="#555">{tick:g}</text>'
+            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" fill="#555">{tick:.3g}</text>'
         )
-    for i in range(rounds):
+    for i in range(0, rounds, -(-rounds // 15)):  # more numbers than 15 would run together
         x, y = at(i, 0)
         parts.append(f'<text x="{x}" y="{y + 18}" text-anchor="middle" fill="#555">{i + 1}</text>')
     parts.append(
         f'<text x="{left + span_x / 2}" y="{height - 3}" text-anchor="middle" fill="#555">'
-        "round</text>"
+        f"{escape(over)}</text>"
     )
     labels: list[tuple[float, str, str]] = []
     for name, value in (start or {}).items():
@@ -221,7 +232,8 @@ def plot(series: Mapping[str, Sequence[float]], *, start: Mapping[str, float] | 
         points = [at(j, value) for j, value in enumerate(values)]
         path = " ".join(f"{x},{y}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in points]
+        if rounds <= 15:
+            parts += [f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"/>' for x, y in points]
         labels.append((points[-1][1], name, colour))
     below = -1e9
     for y, name, colour in sorted(labels):

@@ -67,7 +67,8 @@ class Store:
         current = index.info.generation == of.generation and len(index) == rows
         if current and index.info.fingerprints != of.fingerprints:
             raise IndexMismatch(
-                f"the index in {self.path} was made with another encoder, head or quantizer"
+                f"the index in {self.path} was made with another encoder, head or quantizer: "
+                + _differences(index.info.fingerprints, of.fingerprints)
             )
         if current:
             self.index, self.behind = index, False
@@ -106,6 +107,11 @@ class Store:
         if len(missing):
             return self._extended(index, of, read_codes(cur, of, missing))
         return [segment.name for segment in index.segments()]
+
+    def prepare_anew(self, cur: duckdb.DuckDBPyConnection, of: Record) -> list[str]:
+        """The same with a new segment of all rows, whatever there is."""
+        self._make_folder()
+        return self._anew(cur, of)
 
     def publish(self, of: Record, names: list[str]) -> None:
         """Make these segments the index."""
@@ -227,6 +233,14 @@ class Store:
                     raise IndexMismatch(
                         f"the index in {self.path} and the codes table disagree on id {row}"
                     )
+
+
+def _differences(theirs: native.Fingerprints, mine: native.Fingerprints) -> str:
+    return ", ".join(
+        f"its {what} is {there or 'none'}, the collection's {here or 'none'}"
+        for what, there, here in zip(mine._fields, theirs, mine, strict=True)
+        if there != here
+    )
 
 
 def inspect(path: Path, of: Record, rows: int) -> tuple[str, native.IndexInfo | None]:

@@ -95,3 +95,8 @@ FROM refine('photos', text := '');
 FROM refine('nobody', positives := [0]);
 FROM count_model('photos', NULL);
 FROM boxwood_refine(getvariable('empty'), positives := [0]);
+SELECT clip_text('photos', ['a lion', 'a leopard']);
+SELECT clip_text_fine('photos', 'a lion', weights := [-1]);
+FROM search_text('photos', 'lion', template := ['a {}', 'the {}']);
+SELECT clip_image('photos', 'lion.jpg');
+FROM search_image('photos', 'lion.jpg');

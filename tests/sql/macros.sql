@@ -52,3 +52,15 @@ EXECUTE near('photos', 30, 7);
 PREPARE again AS SELECT count(*) AS n FROM refine(?, positives := ?, negatives := ?, random_negatives := 50) WHERE id = ?;
 
 EXECUTE again('photos', [0, 80], [5], 80);
+
+-- what comes to one stored phrase is known without an encoder; NULL in, NULL out
+SELECT clip_text('photos', 'leopard', template := 'a {}') = clip_text('photos', 'a leopard') AS filled,
+       clip_text('photos', ['a lion'], weights := [2]) = clip_text('photos', 'a lion') AS weighed,
+       clip_text('photos', NULL) AS no_text, clip_text(NULL, 'a lion') AS no_collection,
+       clip_text_fine('photos', 'a lion') AS no_fine, clip_image('photos', NULL) AS no_image;
+
+SELECT count(*) AS n FROM search_text('photos', 'lion', k := 3, template := 'a {}');
+
+PREPARE worded AS SELECT count(*) AS n, min(distance) AS nearest FROM search_text('photos', ?, k := 5, template := ?);
+
+EXECUTE worded('leopard', 'a {}');

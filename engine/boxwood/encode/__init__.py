@@ -18,7 +18,7 @@ from boxwood.encode.vocabulary import vocabulary
 from boxwood.errors import MissingDependency
 
 if TYPE_CHECKING:
-    from boxwood.encode.train import train_pairs
+    from boxwood.encode.train import train_neighbours, train_pairs
 
 __all__ = [
     "DIMS",
@@ -34,18 +34,19 @@ __all__ = [
     "load_image",
     "map_images",
     "map_texts",
+    "train_neighbours",
     "train_pairs",
     "vocabulary",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "train_pairs":
+    if name not in ("train_neighbours", "train_pairs"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        from boxwood.encode.train import train_pairs
+        from boxwood.encode import train
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"training a head needs the package {error.name!r}: pip install 'boxwood[clip]'"
         ) from error
-    return train_pairs
+    return getattr(train, name)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from boxwood.errors import InputError
+from boxwood.encode.distil import STEPS, distilled
+from boxwood.errors import InputError, StorageError
 
 DIMS = 32
 """Dimensions of a head's output, and bytes of a code."""
 FINE_DIMS = 128
 """The same of a fine code."""
 
-KINDS = ("pca", "shared", "pairs", "identity")
+KINDS = ("pca", "shared", "pairs", "neighbours", "identity")
 ACTIVATIONS = ("gelu", "relu")
 MAX_INPUT = 65536
 MAX_LAYERS = 8
@@ -31,6 +35,7 @@ Matrix = NDArray[np.float64]
 
 _VERSION = 1
 _BLOCK = 16384
+_DISTILLED = 32768
 
 
 def check_embeddings(values: ArrayLike, dims: int | None = None, what: str = "embedding") -> Floats:
@@ -171,7 +176,8 @@ class Head:
 
     @classmethod
     def pca(cls, images: ArrayLike, texts: ArrayLike | None = None, dims: int = DIMS) -> Head:
-        """The `dims` directions, 32 or 128, in which image embeddings vary most.
+        """The `dims` directions, 32 or 128, in which image embeddings vary most, turned to axes
+        along which they vary equally, which is best for 8 bits.
 
         Texts, where there are some, give the mean by which texts are centred, and nothing else.
         """
@@ -180,19 +186,32 @@ class Head:
         if texts is not None:
             text_mean, _ = _moments(texts, "text embedding", len(image_mean))
         basis = _orthonormal([_principal(covariance)], dims)
-        return cls._linear("pca", image_mean, text_mean, basis)
+        return cls._linear("pca", image_mean, text_mean, _balanced(basis, covariance))
 
     @classmethod
-    def shared(cls, images: ArrayLike, texts: ArrayLike, a: float = 0.5, dims: int = DIMS) -> Head:
-        """The `dims` directions, 32 or 128, that images and texts share; the two need not be pairs.
+    def shared(
+        cls,
+        images: ArrayLike,
+        texts: ArrayLike,
+        a: float = 0.25,
+        dims: int = DIMS,
+        steps: int = STEPS,
+    ) -> Head:
+        """The `dims` directions, 32 or 128, that images and texts share, turned and stretched so
+        that what texts and images are near to stays near. The two need not be pairs: any few
+        thousand phrases do as texts (`boxwood.encode.vocabulary`).
 
-        They are the leading left singular vectors of ``Ci^(1-a) Ct^a``, with Ci and Ct the
+        It starts from the leading left singular vectors of ``Ci^(1-a) Ct^a``, with Ci and Ct the
         covariances of image and of text embeddings: a direction counts as much as images and texts
-        both vary along it. ``a=0`` is the PCA of the images, ``a=1`` that of the texts.
-        Any few thousand phrases do as texts (`boxwood.encode.vocabulary`).
+        both vary along it. ``a=0`` is the PCA of the images, ``a=1`` that of the texts. Then come
+        `steps` steps of `boxwood.encode.distil`, some seconds whatever the number of rows; with
+        ``steps=0`` the directions are those of the start. The axes are such that images vary
+        equally along them, which is best for 8 bits.
         """
         if not 0 <= a <= 1:
             raise InputError(f"a must be from 0 to 1, not {a!r}")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+            raise InputError(f"steps must be a whole number, 0 or more, not {steps!r}")
         image_mean, image_cov = _moments(images, "image embedding")
         text_mean, text_cov = _moments(texts, "text embedding", len(image_mean))
         product = _power(image_cov, 1 - a) @ _power(text_cov, a)
@@ -200,7 +219,10 @@ class Head:
         # Where images and texts share fewer directions, those of the images come next.
         shared = left[:, values > values[0] * 1e-9] if values[0] > 0 else left[:, :0]
         basis = _orthonormal([shared, _principal(image_cov), _principal(text_cov)], dims)
-        return cls._linear("shared", image_mean, text_mean, basis)
+        if steps and dims < len(image_mean):  # else nothing is lost, and nothing to be won back
+            rows = _around(images, image_mean), _around(texts, text_mean)
+            basis = distilled(basis, *rows, steps)
+        return cls._linear("shared", image_mean, text_mean, _balanced(basis, image_cov))
 
     def finer(self, images: ArrayLike, texts: ArrayLike | None = None) -> Head:
         """A head of 128 dimensions to go beside this one, with the same means: the directions that
@@ -209,20 +231,13 @@ class Head:
         if self.kind == "pca" or texts is None:
             fitted = Head.pca(images, texts, FINE_DIMS)
         else:
-            fitted = Head.shared(images, texts, dims=FINE_DIMS)
+            # 128 directions lose little by themselves, and refined sets gain nothing by the steps.
+            fitted = Head.shared(images, texts, dims=FINE_DIMS, steps=0)
         if fitted.width != self.width:
             raise InputError(
                 f"embeddings have {fitted.width} dimensions, but {self.width} are expected"
             )
         return replace(fitted, image_mean=self.image_mean, text_mean=self.text_mean)
-
-    def narrower(self) -> Head:
-        """Of a fitted head of 128 dimensions the first 32 directions: the very head that `pca` or
-        `shared` gives for the same rows."""
-        if self.kind not in ("pca", "shared") or self.dims != FINE_DIMS:
-            raise InputError(f"{self!r} was not fitted for {FINE_DIMS} dimensions")
-        [(matrix, bias)] = self.layers
-        return replace(self, layers=((matrix[:, :DIMS], bias[:DIMS]),))
 
     @classmethod
     def _linear(cls, kind: str, image_mean: Matrix, text_mean: Matrix, basis: Matrix) -> Head:
@@ -264,6 +279,8 @@ class Head:
     def from_bytes(cls, data: bytes) -> Head:
         """The inverse of `to_bytes`; raises InputError for anything else."""
         try:
+            if not data.startswith(b"PK"):  # of which NumPy would say that it may be a pickle
+                raise ValueError("they are no .npz archive")
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 names = set(archive.files)
                 if len(names) > 2 * MAX_LAYERS + 6:
@@ -288,6 +305,28 @@ class Head:
         ) as error:  # fmt: skip
             raise InputError(f"these bytes are no head, or a damaged one: {error}") from error
         return head
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a head file, `to_bytes`; by habit its name ends in ``.head.npz``."""
+        try:
+            Path(path).expanduser().write_bytes(self.to_bytes())
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Head:
+        """Read a head file; raises InputError for what is none, StorageError where it cannot be
+        read."""
+        try:
+            data = Path(path).expanduser().read_bytes()
+        except OSError as error:
+            raise StorageError(
+                f"cannot read the head file {path}: {error.strerror or error}"
+            ) from error
+        try:
+            return cls.from_bytes(data)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
 
 
 def map_images(heads: Sequence[Head], embeddings: ArrayLike) -> list[Floats]:
@@ -338,6 +377,37 @@ def _moments(embeddings: ArrayLike, what: str, width: int | None = None) -> tupl
         centred = _normalise(rows[block]).astype(np.float64) - mean
         covariance += centred.T @ centred
     return mean, covariance / len(rows)
+
+
+def _around(embeddings: ArrayLike, mean: Matrix) -> Floats:
+    """Some of the embeddings, checked before: normalised, around their mean, normalised again."""
+    rows = np.asarray(embeddings)
+    rows = rows[:: max(1, -(-len(rows) // _DISTILLED))]
+    out = np.empty(rows.shape, np.float32)
+    for start in range(0, len(rows), _BLOCK):
+        block = _normalise(np.asarray(rows[start : start + _BLOCK], np.float32))
+        out[start : start + _BLOCK] = _normalise((block - mean).astype(np.float32))
+    return out
+
+
+def _balanced(matrix: Matrix, covariance: Matrix) -> Matrix:
+    """The map with its output turned so that images of that covariance vary as much along one axis
+    as along any other; distances stay as they are. One scale then fits all axes, and 8 bits lose
+    less (as in Jegou et al. 2010, by a random rotation). The axes are those of the PCA of the
+    output, times a Hadamard matrix. Where axes have to stay empty, nothing is turned.
+    """
+    dims = matrix.shape[1]
+    if dims > len(matrix):
+        return matrix
+    vectors = np.linalg.eigh(matrix.T @ covariance @ matrix)[1]
+    turned = matrix @ vectors / np.linalg.norm(matrix, 2)
+    largest = np.take_along_axis(turned, np.abs(turned).argmax(axis=0)[None], axis=0)
+    turned *= np.where(largest < 0, -1.0, 1.0)  # of the two signs always the same
+    hadamard = np.ones((1, 1))
+    while len(hadamard) < dims:
+        hadamard = np.block([[hadamard, hadamard], [hadamard, -hadamard]])
+    out: Matrix = turned @ hadamard / math.sqrt(dims)
+    return out
 
 
 def _power(covariance: Matrix, exponent: float) -> Matrix:

@@ -32,13 +32,23 @@ SIDE = 1024
 _limit = threading.Lock()
 
 
-class ImageError(InputError):
-    """An image cannot be used. `path` says which one, `reason` why."""
+REASONS = (
+    "truncated", "not an image", "decompression bomb", "zero pixels", "unreadable", "broken",
+    "duplicate",
+)  # fmt: skip
+"""Why an image is not added: its end is missing; its bytes are of no kind that is known; it has
+more than `MAX_PIXELS`, or none at all; the operating system does not give it out, or memory is
+short; its bytes are damaged otherwise; another image has the same bytes."""
 
-    def __init__(self, path: object, reason: str) -> None:
+
+class ImageError(InputError):
+    """An image cannot be used. `path` says which one, `reason` why, `kind` is one of `REASONS`."""
+
+    def __init__(self, path: object, reason: str, kind: str = "broken") -> None:
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+        self.kind = kind
 
 
 def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -53,15 +63,20 @@ def find_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         root = Path(given).expanduser()
         if root.is_dir():
             for folder, subfolders, files in os.walk(root):
-                subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+                subfolders[:] = sorted(name for name in subfolders if not is_hidden(name))
                 for name in sorted(files):
-                    if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+                    if not is_hidden(name) and Path(name).suffix.lower() in SUFFIXES:
                         found[Path(folder, name)] = None
         elif root.exists():
             found[root] = None
         else:
             raise InputError(f"no such file or folder: {given}")
     return list(found)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a name is that of a file or folder that people do not mean to show."""
+    return name.startswith(".")
 
 
 def load_image(source: str | Path | IO[bytes]) -> Image.Image:
@@ -88,6 +103,7 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
                     path,
                     f"{width} x {height} pixels are more than {MAX_PIXELS // 1_000_000} million; "
                     "reduce the image first",
+                    "decompression bomb",
                 )
             shrink = SIDE / max(1, min(width, height))
             if shrink < 1:  # JPEG decodes at a half, a quarter or an eighth for less work
@@ -102,20 +118,56 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
             picture.info["file_size"] = (height, width) if turned else (width, height)
             return picture
     except UnidentifiedImageError as error:
-        raise ImageError(path, "not an image, or of a kind that Pillow cannot read") from error
-    except FileNotFoundError as error:
-        raise ImageError(path, "no such file") from error
-    except IsADirectoryError as error:
-        raise ImageError(path, "a folder, not an image") from error
-    except PermissionError as error:
-        raise ImageError(path, "no permission to read it") from error
+        reason, kind = _unknown(source)
+        raise ImageError(path, reason, kind) from error
     except MemoryError as error:
-        raise ImageError(path, "not enough memory to decode it") from error
+        raise ImageError(path, "not enough memory to decode it", "unreadable") from error
     except ImageError:
         raise
     except Exception as error:  # decoders raise whatever a broken file drives them to
         reason = str(error).strip() or type(error).__name__
-        raise ImageError(path, f"broken image: {reason}") from error
+        raise ImageError(path, f"broken image: {reason}", _kind(reason, source)) from error
+
+
+def _kind(said: str, source: str | Path | IO[bytes]) -> str:
+    """One of `REASONS`, for a file that a decoder says this of."""
+    if any(word in said.lower() for word in ("truncat", "unexpected end", "end of file")):
+        return "truncated"
+    if "decompressed data too large" in said.lower():  # texts in a PNG
+        return "decompression bomb"
+    start, size = _start(source)  # Pillow does not say it of WebP
+    if start[8:12] == b"WEBP" and size < int.from_bytes(start[4:8], "little") + 8:
+        return "truncated"
+    return "broken"
+
+
+def _unknown(source: str | Path | IO[bytes]) -> tuple[str, str]:
+    """What is wrong with a file that Pillow does not know, and which of `REASONS` that is. It does
+    not want to know images without pixels."""
+    start, size = _start(source)
+    if not size:
+        return "not an image: the file is empty", "not an image"
+    sides = None
+    if start[:8] == b"\x89PNG\r\n\x1a\n" and start[12:16] == b"IHDR" and len(start) >= 24:
+        sides = int.from_bytes(start[16:20], "big"), int.from_bytes(start[20:24], "big")
+    elif start[:4] == b"GIF8" and len(start) >= 10:
+        sides = int.from_bytes(start[6:8], "little"), int.from_bytes(start[8:10], "little")
+    elif start[:2] == b"BM" and len(start) >= 26:
+        sides = int.from_bytes(start[18:22], "little"), int.from_bytes(start[22:26], "little")
+    if sides is not None and 0 in sides:
+        return f"{sides[0]} x {sides[1]} pixels are none", "zero pixels"
+    return "not an image, or of a kind that Pillow cannot read", "not an image"
+
+
+def _start(source: str | Path | IO[bytes]) -> tuple[bytes, int]:
+    """The first bytes of a file, and its size; nothing of one that is gone by now."""
+    try:
+        with _file(source) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            return file.read(32), size
+    except (OSError, ValueError, ImageError):
+        return b"", 1
 
 
 @contextmanager
@@ -123,12 +175,26 @@ def _file(source: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
     if not isinstance(source, (str, Path)):
         yield source
         return
-    # Opening a named pipe would wait for somebody to write to it.
-    mode = os.stat(source).st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise ImageError(source, "not a regular file")
-    with open(source, "rb") as file:
+    with open_file(source) as file:
         yield file
+
+
+def open_file(path: str | Path) -> IO[bytes]:
+    """Open a file to read. Raises ImageError for what is no file, or not to be read."""
+    try:
+        # Opening a named pipe would wait for somebody to write to it.
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ImageError(path, "not a regular file", "unreadable")
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise ImageError(path, "no such file", "unreadable") from error
+    except IsADirectoryError as error:
+        raise ImageError(path, "a folder, not an image", "not an image") from error
+    except PermissionError as error:
+        raise ImageError(path, "no permission to read it", "unreadable") from error
+    except OSError as error:
+        raise ImageError(path, error.strerror or str(error), "unreadable") from error
 
 
 def _open(pillow: Any, source: IO[bytes]) -> Image.Image:

@@ -216,8 +216,11 @@ def train_neighbours(
 
 
 def shared_start(images: Floats, texts: Floats, dims: int) -> Head:
-    """The directions that images and texts share, as they are: what a training starts from."""
-    return Head.shared(images, texts, a=0.5, dims=dims, steps=0)
+    """What a training starts from: the head for those who have no pairs, distilled for codes, and
+    for fine codes as `Head.finer` makes it."""
+    if dims == DIMS:
+        return Head.shared(images, texts)
+    return Head.shared(images, texts, dims=dims, steps=0)
 
 
 def _neighbourhoods(

@@ -1690,7 +1690,8 @@ class Collection:
                 if fit is None:
                     raise InputError(
                         "the head 'shared' needs texts: the collection's encoder to embed its "
-                        "phrases, or text embeddings, texts=..."
+                        "phrases, or text embeddings, texts=... (`boxwood head fit --kind shared` "
+                        "makes a head file of them, for --head)"
                     )
                 given = Head.shared(sample, fit)
             coding = _fitted(sample, given, fit, fine)

@@ -210,7 +210,7 @@ def plot(
         y = at(0, tick)[1]
         parts.append(
             f'<line x1="{left}" x2="{width - right}" y1="{y}" y2="{y}" stroke="#e2e2e2"/>'
-            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" fill="#555">{tick:.3g}</text>'
+            f'<text x="{left - 6}" y="{y + 4}" text-anchor="end" fill="#555">{tick:.2g}</text>'
         )
     for i in range(0, rounds, -(-rounds // 15)):  # more numbers than 15 would run together
         x, y = at(i, 0)

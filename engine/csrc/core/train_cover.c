@@ -908,31 +908,25 @@ static int32_t go_beyond(const score *s, const double *wrong, size_t n_wrong, do
     slopes[0] = slopes[0] > SLOPE ? slopes[0] : SLOPE;
     for (uint32_t k = 0; k < SLOPES; k++) {
         slopes[k] = k > 0 ? 2 * slopes[k - 1] : slopes[0];
-        int64_t most = INT64_MIN;
+        int64_t powers[POINTS], most = INT64_MIN; /* of the positives' likelihood, in weights first */
         for (uint32_t b = 0; b < steps; b++) {
-            double negative = 1;
-            int64_t power = 0;
             weights[k][b] = likely[k][b] = 1;
-            exponents[k][b] = 0;
+            powers[b] = exponents[k][b] = 0;
             all[b] = count_matches(cuts, counts, n_cuts, rows_each, slopes[k], points[b].at, matches);
+            all[b] += likelihood(s->out, s->n_out, true, points[b].at, slopes[k], &weights[k][b], &powers[b]);
             all[b] +=
-                likelihood(s->out, s->n_out, true, points[b].at, slopes[k], &likely[k][b], &exponents[k][b]);
-            all[b] += likelihood(wrong, n_wrong, false, points[b].at, slopes[k], &negative, &power);
-            most = exponents[k][b] > most ? exponents[k][b] : most;
+                likelihood(wrong, n_wrong, false, points[b].at, slopes[k], &likely[k][b], &exponents[k][b]);
+            most = powers[b] > most ? powers[b] : most;
+            highest = exponents[k][b] > highest ? exponents[k][b] : highest;
         }
         sum = 0;
         for (uint32_t b = 0; b < steps; b++) {
             double wide = fabs(all[b + 1 < steps ? b + 1 : b] - all[b > 0 ? b - 1 : b]);
-            weights[k][b] =
-                scaled(likely[k][b], exponents[k][b] - most) * wide / (all[b] * all[b] * sqrt(all[b]));
+            weights[k][b] = scaled(weights[k][b], powers[b] - most) * wide / (all[b] * all[b] * sqrt(all[b]));
             sum += weights[k][b];
         }
         for (uint32_t b = 0; b < steps; b++) {
             weights[k][b] = sum > 0 ? weights[k][b] / sum : 0;
-            likely[k][b] = 1;
-            exponents[k][b] = 0;
-            likelihood(wrong, n_wrong, false, points[b].at, slopes[k], &likely[k][b], &exponents[k][b]);
-            highest = exponents[k][b] > highest ? exponents[k][b] : highest;
         }
     }
     sum = 0;

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 import boxwood
+from boxwood import cli
 from boxwood.encode import Encoder
 
 if TYPE_CHECKING:
@@ -107,3 +108,19 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the evaluation data: set BOXWOOD_DATA to its folder")
     return folder
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command in this process: exit code, standard output, standard error."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = cli.main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from boxwood import cli, encode
+from boxwood import encode
 from boxwood.encode import Head, measure
 from boxwood.encode.groups import held_out, same_rows
 from boxwood.errors import InputError, StorageError
@@ -28,20 +28,6 @@ train = pytest.importorskip("boxwood.encode.train", exc_type=ImportError)
 
 Floats = NDArray[np.float32]
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        try:
-            code = cli.main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return call
 
 
 def pairs(n: int, seed: int, width: int = 48) -> tuple[Floats, Floats]:

@@ -28,13 +28,13 @@ BENCH ?=
 # a folder of real vectors for benchmarks/learners.py and table1.py; without it the scene world alone is measured
 DATA ?=
 
-.PHONY: demo test lint test-c test-python test-duckdb-old test-isa bench bench-learners bench-codes bench-paper-scale format clean
+.PHONY: demo test lint test-c test-threads test-faults test-python test-duckdb-old test-isa bench bench-learners bench-codes bench-paper-scale format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/boxwood demo
 
-test: lint test-c test-duckdb-old test-isa test-python
+test: lint test-c test-threads test-faults test-duckdb-old test-isa test-python
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -63,7 +63,23 @@ test-c: $(VENV)/tools
 	$(BIN)/cmake --build $(BUILD)/ctest
 	cd $(BUILD)/ctest && $(CURDIR)/$(BIN)/ctest --output-on-failure --parallel 2
 
-# The same files in the other DuckDB that is supported.
+# The C core under ThreadSanitizer.
+test-threads: $(VENV)/tools
+	$(BIN)/cmake -S engine/csrc -B $(BUILD)/tsan -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+	    -DBOXWOOD_TESTS=ON -DBOXWOOD_TSAN=ON
+	$(BIN)/cmake --build $(BUILD)/tsan --target test_threads
+	cd $(BUILD)/tsan/test && ./test_threads
+
+# The whole store over a core whose memory and files fail; what the C tests do for the core alone.
+test-faults: $(VENV)/installed $(VENV)/tools
+	$(BIN)/cmake -S engine/csrc -B $(BUILD)/faults -G Ninja -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja \
+	    -DPython3_EXECUTABLE=$(CURDIR)/$(BIN)/python -DBOXWOOD_FAULTS=ON
+	$(BIN)/cmake --build $(BUILD)/faults
+	BOXWOOD_EXTENSION=$(CURDIR)/$(BUILD)/faults/boxwood.duckdb_extension \
+	    $(RUN_PYTEST) --dist load tests/test_faults.py $(PYTEST)
+
+# The other DuckDB that is supported: the files that use its API, but for tests marked "one_duckdb".
 $(BUILD)/duckdb-$(DUCKDB_OLD): $(VENV)/bin/python
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $@ duckdb==$(DUCKDB_OLD)
 
@@ -72,11 +88,13 @@ test-duckdb-old: $(VENV)/installed $(VENV)/tools | $(BUILD)/duckdb-$(DUCKDB_OLD)
 	    "import duckdb; assert duckdb.__version__ == '$(DUCKDB_OLD)', duckdb.__version__"
 	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) \
 	    $(RUN_PYTEST) tests/test_sql.py tests/test_collection.py tests/test_store_machine.py \
-	    tests/test_clip_sql.py tests/test_recode.py $(PYTEST)
+	    tests/test_clip_sql.py tests/test_recode.py tests/test_live_sql.py -m "not one_duckdb" $(PYTEST)
 
-# And with the plain C kernels, the oracle of the others.
+# And with the plain C kernels, the oracle of the others: the tests of what searches and trains. The C tests compare each
+# kernel of each instruction set with the plain one as well.
 test-isa: $(VENV)/installed $(VENV)/tools
-	BOXWOOD_FORCE_ISA=generic $(RUN_PYTEST) tests/test_sql.py $(PYTEST)
+	BOXWOOD_FORCE_ISA=generic $(RUN_PYTEST) tests/test_sql.py \
+	    -k "equals or golden or instruction or refine or train or fine or threads" $(PYTEST)
 
 test-python: $(VENV)/installed $(VENV)/tools
 	$(RUN_PYTEST) $(PYTEST)

@@ -1,7 +1,9 @@
--- The names that people use: collections instead of index folders. Temporary, so that they work in a database that is
--- open read-only and leave nothing behind. They need the extension, and these from whoever loads them:
+-- The names that people use: collections instead of index folders, and the rows that the transaction sees instead of
+-- those that an index has. Temporary, so that they work in a database that is open read-only and leave nothing behind.
+-- They need the extension, and these from whoever loads them:
 --   the variable boxwood_index, MAP(VARCHAR, VARCHAR): collection -> index folder
---   the variable boxwood_problem, of the same type: collection -> why its index cannot be used; the others are not in it
+--   the variable boxwood_rows, of the same type: collection -> SQL that boxwood_rows_sql makes
+--   the variable boxwood_names, VARCHAR: the collections, for people
 --   clip_text(collection, text, weights, template) -> UTINYINT[] and clip_image(collection, image), and the same with
 --   _fine for fine codes, which are NULL in collections without: encoder.sql has them in Python, shell.sql in the shell
 
@@ -9,17 +11,58 @@
 CREATE OR REPLACE TEMP MACRO boxwood_strings(value) AS
     CASE WHEN typeof(value) LIKE '%]' THEN try_cast(value AS VARCHAR[]) WHEN value IS NOT NULL THEN [value::VARCHAR] END;
 
--- The index folder of a collection. An index that is not that of its rows is an error: it would give other rows.
-CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
+-- What a map has for a collection.
+CREATE OR REPLACE TEMP MACRO boxwood_of(map, collection) AS
     coalesce(
-        CASE WHEN (getvariable('boxwood_problem')::MAP(VARCHAR, VARCHAR))[collection::VARCHAR] IS NOT NULL
-             THEN error((getvariable('boxwood_problem')::MAP(VARCHAR, VARCHAR))[collection::VARCHAR]
-                        || '. Run: boxwood repair, or open the collection in Python')
-        END,
-        getvariable('boxwood_index')[collection::VARCHAR],
+        map[collection::VARCHAR],
         error('there is no collection ' || coalesce('''' || collection::VARCHAR || '''', 'NULL') || '; there are: '
-              || coalesce(nullif(array_to_string(list_sort(map_keys(getvariable('boxwood_index'))), ', '), ''), 'none'))
-    );
+              || getvariable('boxwood_names')));
+
+-- The index folder of a collection.
+CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS boxwood_of(getvariable('boxwood_index'), collection);
+
+-- A string, and a name of several parts, as SQL.
+CREATE OR REPLACE TEMP MACRO boxwood_literal(value) AS '''' || replace(value, '''', '''' || '''') || '''';
+CREATE OR REPLACE TEMP MACRO boxwood_quoted(parts) AS
+    array_to_string(list_transform(parts, lambda part: '"' || replace(part, '"', '""') || '"'), '.');
+
+-- The parts of a table's full name.
+CREATE OR REPLACE TEMP MACRO boxwood_parts(db, name) AS
+    CASE WHEN name IS NULL THEN NULL
+         ELSE [db, current_schema()][:greatest(3 - len(string_split(name, '.')), 0)] || string_split(name, '.')
+    END;
+
+-- A query for one row, `r`: what the transaction sees of a collection that its index may not have, as the functions
+-- boxwood_live_.. take it. Changed rows are those that were written or deleted since the generation in boxwood.indexes; or
+-- all rows, where the index has gone further than the transaction (boxwood_since).
+-- Macros cannot have tables as arguments, so they take this by query(). `metadata` is the table of whose ids alone rows
+-- count, or NULL. What stands in the query may have changed since it was made: then it is an error.
+CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id_column, has_fine) AS
+    'WITH boxwood_state AS MATERIALIZED (SELECT boxwood_since(' || boxwood_literal(path)
+    || ', c.generation, i.generation, i.checksum) AS since FROM ' || boxwood_quoted([db, 'boxwood']) || '.collections c, '
+    || boxwood_quoted([db, 'boxwood']) || '.indexes i WHERE c.name = ' || boxwood_literal(name) || ' AND i.collection = '
+    || boxwood_literal(name) || ') SELECT {''index'': ' || boxwood_literal(path)
+    || ', ''uuid'': (SELECT CASE WHEN coalesce(bool_and(uuid = ' || boxwood_literal(uuid)
+    || ' AND table_name IS NOT DISTINCT FROM ' || coalesce(boxwood_literal(metadata), 'NULL')
+    || ' AND (fine_fingerprint <> '''') = ' || has_fine::VARCHAR
+    || '), false) THEN max(uuid) ELSE error(' || boxwood_literal(
+        'the collection ' || name || ' was changed or dropped since this connection was told of it: call boxwood.load(con) '
+        || 'again, or in the shell .read shell.sql')
+    || ') END FROM ' || boxwood_quoted([db, 'boxwood']) || '.collections WHERE name = ' || boxwood_literal(name)
+    || '), ''quantizer'': (SELECT max(quantizer_fingerprint) FROM ' || boxwood_quoted([db, 'boxwood'])
+    || '.collections WHERE name = ' || boxwood_literal(name)
+    || '), ''generation'': (SELECT max(since) FROM boxwood_state), ''ids'': list(id), ''codes'': flatten(list(['
+    || array_to_string(list_transform(range(32), lambda d: 'd' || lpad(d::VARCHAR, 2, '0')), ', ')
+    || '])), ''fine'': ' || CASE WHEN has_fine THEN 'flatten(list(fine::UTINYINT[]))' ELSE 'NULL::UTINYINT[]' END
+    || ', ''deleted'': (SELECT list(id) FROM ' || boxwood_quoted([db, 'boxwood'])
+    || '.deleted WHERE collection = ' || boxwood_literal(name)
+    || '), ''live'': '
+    || coalesce(
+        '(SELECT boxwood_ids(TRY_CAST(' || boxwood_quoted([id_column]) || ' AS BIGINT)) FROM '
+        || boxwood_quoted(boxwood_parts(db, metadata)) || ')',
+        'NULL::BLOB')
+    || '} AS r FROM ' || boxwood_quoted([db, 'boxwood', name || '_codes'])
+    || ' WHERE generation > (SELECT max(since) FROM boxwood_state)';
 
 -- The k images nearest to a phrase, or to a mixture of several as clip_text takes it; to an image file; to a code; and to
 -- an image of the collection (itself first): id, distance. `recall` below 1 is faster and finds that share of them on
@@ -27,19 +70,31 @@ CREATE OR REPLACE TEMP MACRO boxwood_path(collection) AS
 CREATE OR REPLACE TEMP MACRO search_text(
     collection, text, k := 60, recall := 1.0, within := NULL, weights := NULL, template := NULL
 ) AS TABLE
-    SELECT * FROM boxwood_knn(
-        boxwood_path(collection), q := clip_text(collection, text, weights := weights, template := template),
-        k := k, recall := recall, within := within);
+    SELECT unnest(
+        boxwood_live_knn(
+            r, clip_text(collection, text, weights := weights, template := template)::UTINYINT[],
+            k::BIGINT, recall::DOUBLE, within::VARCHAR),
+        max_depth := 2)
+    FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
 CREATE OR REPLACE TEMP MACRO search_image(collection, image, k := 60, recall := 1.0, within := NULL) AS TABLE
-    SELECT * FROM boxwood_knn(
-        boxwood_path(collection), q := clip_image(collection, image), k := k, recall := recall, within := within);
+    SELECT unnest(
+        boxwood_live_knn(
+            r, clip_image(collection, image)::UTINYINT[], k::BIGINT, recall::DOUBLE, within::VARCHAR),
+        max_depth := 2)
+    FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
 CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60, recall := 1.0, within := NULL) AS TABLE
-    SELECT * FROM boxwood_knn(boxwood_path(collection), q := q, k := k, recall := recall, within := within);
+    SELECT unnest(
+        boxwood_live_knn(r, q::UTINYINT[], k::BIGINT, recall::DOUBLE, within::VARCHAR), max_depth := 2)
+    FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
 CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60, recall := 1.0, within := NULL) AS TABLE
-    SELECT * FROM boxwood_knn(boxwood_path(collection), like := id, k := k, recall := recall, within := within);
+    SELECT unnest(
+        boxwood_live_knn(
+            r, boxwood_live_code(r, id::BIGINT), k::BIGINT, recall::DOUBLE, within::VARCHAR),
+        max_depth := 2)
+    FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
 -- Everything that is like the positives, or like what words or a code say, and unlike the negatives: id, votes, score,
 -- learner.
@@ -48,15 +103,19 @@ CREATE OR REPLACE TEMP MACRO refine(
     estimators := 25, boxes := 0, random_negatives := NULL, negative_weight := 1.0, seed := 0, prior := true,
     rerank := false, guard := true
 ) AS TABLE
-    SELECT * FROM boxwood_refine(
-        boxwood_path(collection), positives := positives, negatives := negatives,
-        query := CASE WHEN text IS NULL THEN query
-                      WHEN query IS NULL THEN clip_text(collection, text)
-                      ELSE error('text and query are both what is sought: give one of them')
-                 END,
-        query_fine := CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END,
-        learner := learner, estimators := estimators, boxes := boxes, random_negatives := random_negatives,
-        negative_weight := negative_weight, seed := seed, prior := prior, rerank := rerank, guard := guard);
+    WITH boxwood_trained AS MATERIALIZED (
+        SELECT r, boxwood_live_train(
+            r, positives::BIGINT[], negatives::BIGINT[],
+            CASE WHEN text IS NULL THEN query
+                 WHEN query IS NULL THEN clip_text(collection, text)
+                 ELSE error('text and query are both what is sought: give one of them')
+            END::UTINYINT[],
+            CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END::UTINYINT[],
+            learner::VARCHAR, estimators::BIGINT, boxes::BIGINT, random_negatives::BIGINT, negative_weight::DOUBLE,
+            seed::UBIGINT, prior::BOOLEAN, rerank::BOOLEAN, guard::BOOLEAN) AS t
+        FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
+    SELECT unnest(boxwood_live_search(r, t.model, current_setting('threads')::BIGINT), max_depth := 2), t.learner
+    FROM boxwood_trained;
 
 -- The model that refine would use, to be kept: model, learner, how it was trained, and what to expect of it.
 CREATE OR REPLACE TEMP MACRO train_model(
@@ -64,26 +123,38 @@ CREATE OR REPLACE TEMP MACRO train_model(
     estimators := 25, boxes := 0, random_negatives := NULL, negative_weight := 1.0, seed := 0, prior := true,
     rerank := false, guard := true
 ) AS TABLE
-    SELECT * FROM boxwood_train(
-        boxwood_path(collection), positives := positives, negatives := negatives,
-        query := CASE WHEN text IS NULL THEN query
-                      WHEN query IS NULL THEN clip_text(collection, text)
-                      ELSE error('text and query are both what is sought: give one of them')
-                 END,
-        query_fine := CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END,
-        learner := learner, estimators := estimators, boxes := boxes, random_negatives := random_negatives,
-        negative_weight := negative_weight, seed := seed, prior := prior, rerank := rerank, guard := guard);
+    WITH boxwood_trained AS MATERIALIZED (
+        SELECT boxwood_live_train(
+            r, positives::BIGINT[], negatives::BIGINT[],
+            CASE WHEN text IS NULL THEN query
+                 WHEN query IS NULL THEN clip_text(collection, text)
+                 ELSE error('text and query are both what is sought: give one of them')
+            END::UTINYINT[],
+            CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END::UTINYINT[],
+            learner::VARCHAR, estimators::BIGINT, boxes::BIGINT, random_negatives::BIGINT, negative_weight::DOUBLE,
+            seed::UBIGINT, prior::BOOLEAN, rerank::BOOLEAN, guard::BOOLEAN) AS t
+        FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
+    SELECT unnest(t) FROM boxwood_trained;
 
--- A model's rows, their number, and how the index finds them box by box.
+-- A model's rows. Those of the index come as they are found, so that they need no memory however many they are.
 CREATE OR REPLACE TEMP MACRO search_model(collection, model) AS TABLE
-    SELECT * FROM boxwood_search(boxwood_path(collection), model := model);
+    WITH boxwood_seen AS MATERIALIZED (FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
+    SELECT id, votes, score FROM (
+        SELECT id, votes, score, boxwood_live_has(changed, live, id) AS has
+        FROM boxwood_search(boxwood_path(collection), model := model),
+             (SELECT boxwood_live_changed(r) AS changed, r.live AS live FROM boxwood_seen WHERE r.generation >= 0))
+    WHERE has
+    UNION ALL
+    SELECT unnest(boxwood_live_fresh(r, model::VARCHAR), max_depth := 2) FROM boxwood_seen;
 
+-- Their number: count.
 CREATE OR REPLACE TEMP MACRO count_model(collection, model) AS TABLE
-    SELECT * FROM boxwood_count(boxwood_path(collection), model := model);
+    SELECT boxwood_live_count(r, model::VARCHAR, current_setting('threads')::BIGINT) AS count
+    FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
+-- The index by itself, as it is on disk, whatever changed since: how it finds a model's rows box by box, and its segments.
 CREATE OR REPLACE TEMP MACRO explain_model(collection, model) AS TABLE
     SELECT * FROM boxwood_explain(boxwood_path(collection), model := model);
 
--- The segments of a collection's index.
 CREATE OR REPLACE TEMP MACRO collection_info(collection) AS TABLE
     SELECT * FROM boxwood_info(boxwood_path(collection));

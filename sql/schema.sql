@@ -1,7 +1,8 @@
 -- The tables in which a database keeps its collections. Beside them stands, for each collection, a table
--- boxwood."<name>_codes"(id BIGINT PRIMARY KEY, d00 UTINYINT NOT NULL, .., d31 UTINYINT NOT NULL), which has a last
--- column `fine UTINYINT[128] NOT NULL` where the collection has fine codes; and, where the collection keeps its
--- embeddings, boxwood."<name>_embeddings"(id BIGINT PRIMARY KEY, embedding FLOAT[<the encoder's dimensions>] NOT NULL).
+-- boxwood."<name>_codes"(id BIGINT PRIMARY KEY, generation BIGINT NOT NULL, d00 UTINYINT NOT NULL, .., d31 UTINYINT NOT
+-- NULL), which has a last column `fine UTINYINT[128] NOT NULL` where the collection has fine codes; generation is that of
+-- the collection when the row was last written. And, where the collection keeps its embeddings,
+-- boxwood."<name>_embeddings"(id BIGINT PRIMARY KEY, embedding FLOAT[<the encoder's dimensions>] NOT NULL).
 CREATE SCHEMA IF NOT EXISTS boxwood;
 
 CREATE TABLE IF NOT EXISTS boxwood.collections (
@@ -42,4 +43,19 @@ CREATE TABLE IF NOT EXISTS boxwood.texts (
     fine UTINYINT[],                           -- NULL where the collection has no fine codes
     quantizer_fingerprint VARCHAR NOT NULL,    -- the collection's when these were made; others are not used
     PRIMARY KEY (collection, text)
+);
+
+-- What the index on disk has at least: the manifest of this generation, or of a later one. Written after that manifest. So
+-- the rows that the index may not know are those of the codes table with a higher generation, and those of `deleted`.
+CREATE TABLE IF NOT EXISTS boxwood.indexes (
+    collection VARCHAR PRIMARY KEY,
+    generation BIGINT NOT NULL,
+    checksum BIGINT NOT NULL                   -- of that manifest
+);
+
+-- Images whose codes were deleted, until an index without them is on disk.
+CREATE TABLE IF NOT EXISTS boxwood.deleted (
+    collection VARCHAR NOT NULL,
+    id BIGINT NOT NULL,
+    generation BIGINT NOT NULL                 -- the collection's, by the deletion
 );

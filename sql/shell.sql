@@ -14,16 +14,18 @@ SET VARIABLE boxwood_index = (
     WHERE d.database_name = current_database()
 );
 
--- collection -> what is wrong with its index, of those where something is
-SET VARIABLE boxwood_problem = (
+-- and -> how to see what that index may not have
+SET VARIABLE boxwood_rows = (
     SELECT coalesce(
-        map_from_entries(list({'k': name, 'v': problem})),
+        map_from_entries(list({
+            'k': name,
+            'v': boxwood_rows_sql(
+                current_database(), name, uuid, getvariable('boxwood_index')[name],
+                table_name, id_column, fine_fingerprint <> '')})),
         MAP {}::MAP(VARCHAR, VARCHAR))
-    FROM (
-        SELECT name, boxwood_check(getvariable('boxwood_index')[name], uuid, generation) AS problem
-        FROM boxwood.collections)
-    WHERE problem IS NOT NULL
+    FROM boxwood.collections
 );
+SET VARIABLE boxwood_names = (SELECT coalesce(string_agg(name, ', ' ORDER BY name), 'none') FROM boxwood.collections);
 
 -- (collection, phrase) -> code, and fine code: there is no encoder here, only what was encoded before
 SET VARIABLE boxwood_texts = (

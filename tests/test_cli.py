@@ -207,7 +207,7 @@ def test_fine_codes_are_kept_unless_told_otherwise(
     lines = dict(line.split(maxsplit=1) for line in run("info", path, "with")[1].splitlines())
     assert lines["fine"] == infos["with"]["fine"]
     assert run("repair", path, "with")[0] == 0
-    assert run("repair", path, "with", "--check")[0] == 0
+    assert run("verify", path, "with")[0] == 0
 
 
 def test_create_that_fails_leaves_no_database(tmp_path: Path, run: Run) -> None:
@@ -293,7 +293,7 @@ def test_create_at_the_same_time_takes_nothing_away(
     if others_stay:
         others[0].communicate("", timeout=60)
     assert others[0].returncode == 0
-    assert run("repair", path, "--check") == (0, "rows: sound\n", "")
+    assert run("verify", path) == (0, "rows: sound\n", "")
     assert json.loads(run("info", path, "rows", "--json")[1])["rows"] == ROWS
 
 
@@ -334,7 +334,7 @@ def test_interrupted_add_of_embeddings_is_all_or_nothing(
     assert (code, out) == (130, "")
     assert err == f"boxwood: interrupted; {says}\n"
     assert json.loads(run("info", database, "rows", "--json")[1])["rows"] == rows
-    assert run("repair", database, "--check") == (0, "rows: sound\n", "")
+    assert run("verify", database) == (0, "rows: sound\n", "")
 
 
 # --- add, search, refine, export ----------------------------------------------------------------
@@ -684,12 +684,12 @@ def test_info_shell_runs_in_the_shell(database: Path, run: Run) -> None:
 
 def test_repair_and_check(database: Path, run: Run) -> None:
     before = run("search", database, "rows", "--like", 104, "--json")
-    assert run("repair", database, "--check") == (0, "rows: sound\n", "")
+    assert run("verify", database) == (0, "rows: sound\n", "")
     [segment] = Path(f"{database}.boxwood").glob("*/*.segment")
     data = bytearray(segment.read_bytes())
     data[len(data) // 2] ^= 0x40
     segment.write_bytes(data)
-    code, out, _ = run("repair", database, "rows", "--check")
+    code, out, _ = run("verify", database, "rows")
     assert code == 1
     assert out.startswith("rows: ")
     code, _, err = run("search", database, "rows", "--like", 104)
@@ -698,7 +698,41 @@ def test_repair_and_check(database: Path, run: Run) -> None:
     code, out, _ = run("repair", database)
     assert (code, out) == (0, "rows: index rebuilt, 600 rows\n")
     assert run("search", database, "rows", "--like", 104, "--json") == before
-    assert run("repair", database, "--check")[0] == 0
+    assert run("verify", database)[0] == 0
+
+
+def test_delete_and_compact(database: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "wrong.txt").write_text("101\n102\n9999\n")
+    code, out, _ = run("delete", database, "rows", "--ids", f"@{tmp_path / 'wrong.txt'}")
+    assert (code, out) == (0, "rows: 2 deleted, 598 left\n")
+    code, out, err = run("search", database, "rows", "--like", 101)
+    assert code == 1
+    assert "no id 101" in err
+    info = json.loads(run("info", database, "rows", "--json")[1])
+    assert (info["rows"], info["pending"], info["state"]) == (598, 2, "behind")
+    assert run("info", database)[2] == ""  # that is nothing to repair
+    assert run("verify", database) == (0, "rows: sound\n", "")
+    code, out, _ = run("compact", database)
+    assert code == 0
+    assert re.fullmatch(r"rows: 598 rows, [\d,]+ bytes of index\n", out)
+    info = json.loads(run("info", database, "rows", "--json")[1])
+    assert (info["indexed"], info["pending"], info["deleted"]) == (598, 0, 0)
+    code, _, err = run("delete", database, "rows", "--where", "id < 110")
+    assert code == 1
+    assert "no metadata table" in err
+    con = boxwood.connect(database)
+    con.execute("CREATE TABLE mine AS SELECT id, id % 7 AS kind FROM boxwood.rows_codes")
+    codes = con.sql("SELECT * EXCLUDE generation FROM boxwood.rows_codes").to_arrow_table()
+    boxwood.Collection.create(con, "other", table="mine").append(
+        codes["id"].to_numpy(), codes=np.stack([codes[f"d{d:02}"] for d in range(32)], axis=1)
+    )
+    con.close()
+    code, out, _ = run("delete", database, "other", "--where", "kind = 3 -- all of them")
+    assert code == 0
+    assert re.fullmatch(r"other: 8\d deleted, 51\d left\n", out)
+    code, _, err = run("delete", database, "other", "--where", "nothing = 3")
+    assert code == 1
+    assert "nothing" in err
 
 
 def test_a_second_writer_is_told(database: Path) -> None:
@@ -730,13 +764,13 @@ def test_images_from_create_to_sheet(pictures: Path, tmp_path: Path, run: Run) -
     path = tmp_path / "data.duckdb"
     code, out, err = run("create", path, "scenes", "--images", pictures, "--no-progress")
     assert code == 0
-    assert out.startswith("240 added, 0 were there already, 0 could not be read")
+    assert out.startswith("240 added, 0 were there already, 0 could not be added")
     assert "tiny-scenes" in err
     assert "--encoder ViT-B-32" in err
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno more")
     code, out, err = run("add", path, "scenes", pictures, tmp_path / "broken.png", "--no-progress")
     assert code == 0
-    assert out.startswith("0 added, 240 were there already, 1 could not be read")
+    assert out.startswith("0 added, 240 were there already, 1 could not be added")
     assert "broken.png" in err
 
     sheet = tmp_path / "found.png"
@@ -773,7 +807,7 @@ def test_nothing_to_add(tmp_path: Path, pictures: Path, run: Run) -> None:
     (tmp_path / "empty" / "broken.png").write_bytes(b"no picture")
     code, out, err = run("add", path, "scenes", tmp_path / "empty")
     assert code == 1
-    assert out.startswith("0 added, 0 were there already, 1 could not be read")
+    assert out.startswith("0 added, 0 were there already, 1 could not be added")
     code, out, err = run("add", path, "scenes", pictures / "scene_000000.png", "--progress")
     assert code == 0
     assert "1/1" in err
@@ -828,6 +862,6 @@ def test_interrupted_add_goes_on(tmp_path: Path, pictures: Path) -> None:
     added, skipped = map(int, re.match(r"(\d+) added, (\d+) were there already", out).groups())  # type: ignore[union-attr]
     assert added + skipped == 240
     assert skipped > 0
-    checked = process("repair", path, "--check")
+    checked = process("verify", path)
     out, _ = checked.communicate(timeout=60)
     assert (checked.returncode, out) == (0, "scenes: sound\n")

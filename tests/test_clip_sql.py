@@ -239,6 +239,7 @@ def tiny() -> Encoder:
         pytest.skip(str(error))
 
 
+@pytest.mark.one_duckdb
 def test_negative_words(con: Con, tiny: Encoder) -> None:
     drawn = scenes.sample(600, 7)
     vectors = tiny.images([Image.fromarray(pixels) for pixels in scenes.render(drawn, 1)])
@@ -313,6 +314,19 @@ def test_pictures_by_path_and_bytes(
 # --- encoders -------------------------------------------------------------------------------------
 
 
+def test_paths_are_read_only_where_sql_may_read_files(
+    con: Con, photos: Collection, tmp_path: Path
+) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    path, content = str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
+    code = one(con, "SELECT clip_image('photos', ?)", [path])
+    con.execute("SET enable_external_access = false")
+    for function in ("clip_image", "clip_image_fine"):
+        with pytest.raises(duckdb.Error, match="enable_external_access is off"):
+            con.execute(f"SELECT {function}('photos', ?)", [path])
+    assert one(con, "SELECT clip_image('photos', ?)", [content]) == code
+
+
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """No network; what asked for it."""
@@ -351,6 +365,7 @@ def register(library: Any, folder: Path, name: str, config: dict[str, Any]) -> A
     return library.create_model(name)
 
 
+@pytest.mark.one_duckdb
 @pytest.mark.parametrize(
     ("width", "half", "suffix"), [(768, True, "safetensors"), (1024, False, "pt")]
 )

@@ -450,6 +450,10 @@ def test_fine_codes_of_another_kind_are_noticed(con: Con, database: Path) -> Non
         photos.index_path, index.info.uuid, index.info.generation, ["x.segment"],
         index.info.fingerprints,
     )  # fmt: skip
+    with pytest.raises(boxwood.IndexStale, match="not the one that the database knows of"):
+        photos.verify()
+    checksum = native.Index(photos.index_path).info.checksum
+    con.execute("UPDATE boxwood.indexes SET checksum = ?", [checksum])
     with pytest.raises(boxwood.IndexProblem, match=f"disagree on id {ids[17]}"):
         photos.verify()
     photos.repair()
@@ -522,11 +526,17 @@ def test_a_table_of_the_collections_name_is_its_metadata(con: Con) -> None:
     assert rows_of(con, "FROM photos") == [(5, "x")]
 
 
+EVERYTHING = boxwood.Model.from_json(
+    '{"boxwood_model":1,"learner":"all","dims":32,"estimators":[[[]]],"threshold":1}'
+)
+
+
 def test_small_segments_are_merged(con: Con) -> None:
     photos = Collection.create(con, "photos")
     codes = clustered_codes(500)
     for start in range(0, 500, 10):
         photos.append(np.arange(start, start + 10), codes=codes[start : start + 10])
+        photos.refresh()
     index = native.Index(photos.index_path)
     assert len(index) == 500
     assert index.info.segments <= 7
@@ -543,8 +553,50 @@ def test_large_segments_are_left_alone(con: Con, monkeypatch: pytest.MonkeyPatch
     codes = clustered_codes(1000)
     for start in range(0, 1000, 100):
         photos.append(np.arange(start, start + 100), codes=codes[start : start + 100])
+        photos.refresh()
     assert native.Index(photos.index_path).info.segments == 10
     photos.verify()
+
+
+def test_space_of_deleted_rows_comes_back_step_by_step(
+    con: Con, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each refresh moves so many rows at most out of a segment that is dead in good part."""
+    monkeypatch.setattr(store, "SEGMENT_ROWS", 100)
+    written: list[int] = []
+    write = native.write_segment
+
+    def counted(folder: Path, name: str, ids: Any, *rest: Any, **options: Any) -> None:
+        written.append(len(ids))
+        write(folder, name, ids, *rest, **options)
+
+    photos = Collection.create(con, "photos")
+    codes = clustered_codes(1000)
+    photos.append(np.arange(1000), codes=codes)
+    monkeypatch.setattr(native, "write_segment", counted)
+    photos.delete(np.arange(200))
+    photos.refresh()
+    info = photos.info()
+    assert (info["segments"], info["deleted"], written) == (1, 200, [])  # a fifth may stay dead
+    photos.delete(np.arange(200, 300))
+    photos.refresh()
+    assert photos.info()["deleted"] == 400  # 300, and 100 that were moved
+    left = 700
+    for step in range(40):
+        photos.delete([300 + step])
+        photos.refresh()
+        left -= 1
+        photos.verify()
+        assert photos.count(EVERYTHING) == len(photos) == left
+        if photos.info()["deleted"] <= left // 4:
+            break
+    assert 5 <= step < 20
+    assert max(written) <= 300
+    assert np.array_equal(np.sort(photos.search(EVERYTHING).ids), np.arange(1000 - left, 1000))
+    names = {path.name for path in photos.index_path.iterdir()}
+    photos.compact()
+    assert photos.info()["deleted"] == 0
+    assert names.isdisjoint(path.name for path in photos.index_path.glob("*.segment"))
 
 
 # --- bulk loads -----------------------------------------------------------------------------------
@@ -986,6 +1038,7 @@ def test_threads_append(con: Con, photos: Collection) -> None:
 # --- real vectors ---------------------------------------------------------------------------------
 
 
+@pytest.mark.one_duckdb
 def test_real_vectors(con: Con, real_data: Path) -> None:
     fashion = np.load(real_data / "clip_vitb32" / "fashion.npz")
     embeddings = fashion["emb"].astype(np.float32)

@@ -94,7 +94,7 @@ def from_the_top(number: int) -> tuple[list[np.ndarray], np.ndarray]:
     """What a person marks who looks at the best of a ranking: all rows near a centre, right within
     some distance, and the rows that are left; and which of these match."""
     rng = np.random.default_rng(number)
-    rows = clusters(rng, int(rng.choice([40, 600, 4000])), int(rng.integers(2, 12)))
+    rows = clusters(rng, int(rng.choice([40, 600, 2500])), int(rng.integers(2, 12)))
     center = rows[0].astype(float)
     distance = ((rows - center) ** 2).sum(axis=1)
     order = np.argsort(distance, kind="stable")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -28,10 +29,11 @@ import pytest
 from numpy.typing import NDArray
 
 import boxwood
-from boxwood import Collection, cli
-from boxwood.adding import AddReport
+from boxwood import Collection, adding, cli
+from boxwood.adding import Adding, AddReport
 from boxwood.encode import decode as decoding
 from boxwood.encode import load_image
+from boxwood.encode import sources as sources_module
 from boxwood.encode.decode import Broken, Decoded, Decoder, Item, Recipe, Slice, decode
 from boxwood.encode.sources import ClipRetrieval, Sources, open_uri
 from conftest import PlainEncoder
@@ -90,8 +92,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def shard(path: Path, first: int, count: int, *, damaged: bool = False) -> Path:
-    """A tar as img2dataset writes it: 000000017.jpg, .txt, .json."""
-    with tarfile.open(path, "w") as tar:
+    """A tar as img2dataset writes it: 000000017.jpg, .txt, .json; compressed as its name says."""
+    packed: Any = {".gz": "w:gz", ".tgz": "w:gz", ".bz2": "w:bz2", ".xz": "w:xz"}
+    with tarfile.open(path, packed.get(path.suffix, "w")) as tar:
         for number in range(first, first + count):
             about = {"key": f"{number:09}", "caption": f"number {number}", "width": 16,
                      "url": f"http://example.org/{number}", "similarity": number or None,
@@ -177,8 +180,10 @@ def test_what_strangers_put_into_a_shard(photos: Collection, con: Con, tmp_path:
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
     report = photos.add_images(path)
-    assert (report.added, report.reasons) == (3, {"unreadable": 1})
-    assert report.skipped["uri"].to_pylist() == [f"{path.resolve()}#\\xff.png"]
+    assert (report.added, report.reasons) == (3, {"same name": 1, "unreadable": 1})
+    assert report.skipped["uri"].to_pylist() == [
+        f"{path.resolve()}#twice.png", f"{path.resolve()}#\\xff.png"
+    ]  # fmt: skip
     assert [name.partition("#")[2] for name in uris(con)] == ["../up.png", "/deep.png", "twice.png"]
     captions = con.execute("SELECT caption FROM photos ORDER BY id").fetchall()
     assert captions == [("?!",), (None,), ('{"a": "?"}',)]
@@ -217,6 +222,76 @@ def test_a_shard_that_was_cut_off(photos: Collection, tmp_path: Path) -> None:
     assert again.known == report.added
     assert again.added == 6 - report.added
     assert len(again.skipped) == 0
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "0.tgz", "0.tar.bz2", "0.tar.xz", "0.tar"])
+def test_compressed_shards(
+    photos: Collection, con: Con, tmp_path: Path, encoder: Counting, name: str
+) -> None:
+    data = tmp_path / "laion"
+    data.mkdir()
+    pq.write_table(pa.table({"jpg": [b"x"]}), data / "0.parquet")  # is about the shard
+    path = shard(data / name, 0, 5)
+    sources = Sources(data)
+    assert len(list(sources)) == sources.total == 5
+    assert photos.add_images(data, batch=2).added == 5
+    shard(path, 0, 8)
+    report = photos.add_images(data)
+    assert (report.added, report.known, len(report.skipped), encoder.count) == (3, 5, 0, 8)
+    assert uris(con)[7] == f"{data.resolve()}/{name}#000000007.jpg"
+    rows = con.execute("SELECT caption, similarity FROM photos ORDER BY id").fetchall()
+    assert rows == [(f"number {n}", n or None) for n in range(8)]
+    got = load_image(open_uri(uris(con)[7]))
+    assert np.array_equal(np.asarray(got), np.asarray(load_image(io.BytesIO(picture(7, "JPEG")))))
+    with pytest.raises(boxwood.InputError, match="cannot be read"):
+        open_uri(f"{path}#none.jpg")
+    photos.verify()
+
+
+@pytest.mark.parametrize("name", ["0.tar.gz", "0.tar.bz2", "0.tar.xz", "0.tar"])
+def test_damaged_shards(photos: Collection, tmp_path: Path, name: str) -> None:
+    path = shard(tmp_path / name, 0, 60)
+    whole = path.read_bytes()
+    added = 0
+    cuts = (3, 20, len(whole) // 2, 3 * len(whole) // 4, len(whole) - 5)
+    for cut in cuts[:-1] if name.endswith("r") else cuts:  # the last bytes of a tar are padding
+        path.write_bytes(whole[:cut])
+        report = photos.add_images(path)
+        assert list(report.reasons) == ["truncated"], cut
+        assert report.skipped["uri"].to_pylist() == [str(path.resolve())]
+        assert report.known == added
+        added += report.added
+    assert added > 20
+    at = 512 * 20 if name.endswith("r") else len(whole) // 3
+    path.write_bytes(
+        whole[:at] + bytes(255 - byte for byte in whole[at:][:600]) + whole[at + 600 :]
+    )
+    photos.drop()
+    other = Collection.create(photos.con, "photos", encoder=Counting(), texts=["a"])
+    report = other.add_images(path)
+    assert set(report.reasons) <= {"broken", "truncated", "not an image"}
+    assert report.reasons
+    assert report.added < 60
+    path.write_bytes(whole)
+    again = other.add_images(path)
+    assert again.known + again.added == 60
+    assert len(again.skipped) == 0
+    other.verify()
+
+
+def test_a_bomb_in_a_compressed_shard(
+    photos: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources_module, "_LARGEST", 100_000)
+    monkeypatch.setattr(sources_module, "_HELD", 1000)  # and all are of one name
+    with tarfile.open(tmp_path / "0.tgz", "w:gz") as tar:
+        for number, data in enumerate((picture(1), bytes(1 << 20), picture(2), picture(3))):
+            member = tarfile.TarInfo(f"one.{number}.png")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    report = photos.add_images(tmp_path)
+    assert (report.added, report.reasons) == (3, {"decompression bomb": 1})
+    assert "1,048,576 bytes are more" in report.skipped["detail"][0].as_py()
 
 
 def test_parquet_of_bytes_and_of_paths(
@@ -443,6 +518,51 @@ def test_a_duplicate_in_another_batch(photos: Collection, folder: Path, encoder:
     assert (report.added, report.reasons, encoder.count) == (7, {"duplicate": 3}, 7)
 
 
+def test_one_name_twice_in_a_call(
+    photos: Collection, con: Con, folder: Path, tmp_path: Path, encoder: Counting
+) -> None:
+    for batch, start in ((256, 100), (1, 200)):  # before the first is committed, and after that
+        names = ["a", "b", "a", "c", "b"]
+        rows = pa.table({"key": names, "jpg": [picture(start + n) for n in range(5)]})
+        other = Collection.create(con, f"names_{batch}", encoder=encoder, texts=["a"])
+        report = other.add_images(rows, batch=batch)
+        assert (report.added, report.known, report.reasons) == (3, 0, {"same name": 2})
+        assert report.skipped["uri"].to_pylist() == ["a", "b"]
+        assert "key=" in report.skipped["detail"][0].as_py()
+        assert len(report.failed) == 2
+    path = str(folder / "0.png")
+    link = folder / "link.png"
+    link.symlink_to(path)
+    report = photos.add_images([path, link, folder / "sub" / "1.png"])
+    assert (report.added, report.reasons) == (2, {"duplicate": 1})
+    assert "the same file" in report.skipped["detail"][0].as_py()
+    captions = pa.table({"path": [path] * 3, "caption": ["x", "y", "z"]})
+    report = photos.add_images(captions)
+    assert (report.added, report.known, len(report.skipped)) == (0, 3, 0)
+
+
+def test_what_cannot_be_added_is_refused_before_anything_is_embedded(
+    database: Path, folder: Path, encoder: Counting
+) -> None:
+    known = str((folder / "2.png").resolve())
+    with boxwood.connect(database) as con:
+        con.execute("CREATE TABLE mine (number BIGINT, uri VARCHAR)")
+        con.execute("INSERT INTO mine VALUES (7, ?), (-5, ?)", [known, known[:-5] + "4.png"])
+        photos = Collection.create(
+            con, "photos", encoder=encoder, texts=["a"], table="mine", id_column="number"
+        )
+        with pytest.raises(boxwood.InputError, match=r"'mine' gives .*4\.png the id -5 .*'number'"):
+            photos.add_images(folder)
+        for wrong in (0, -1, float("nan"), float("inf"), "a"):
+            with pytest.raises(boxwood.InputError, match="timeout must be"):
+                photos.add_images(folder, timeout=wrong)  # type: ignore[arg-type]
+    with boxwood.connect(database, read_only=True) as con:
+        boxwood.catalog.keep_encoder(encoder)
+        with pytest.raises(boxwood.ReadOnly, match="cannot add images"):
+            Collection.open(con, "photos").add_images(folder)
+    assert encoder.count == 0
+
+
 # --- resuming -------------------------------------------------------------------------------------
 
 KILLED = """
@@ -584,6 +704,95 @@ def test_an_image_that_kills_workers_is_left_out(monkeypatch: pytest.MonkeyPatch
         found = taken(decoder)
     assert found[70] == Broken("bad", "broken", "decoding it ended the process that did")
     same(found[:70] + found[71:], many[:70] + many[71:])
+
+
+HANGS = """
+    import time
+    from boxwood.encode import decode
+    load = decode.load_image
+    def load_image(file):
+        if file.read(4) == b"hang":
+            time.sleep(3600)
+        file.seek(0)
+        return load(file)
+    decode.load_image = load_image
+    serve = decode.serve
+"""
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_decoder_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch, processes: int) -> None:
+    hanging = threading.Event()
+    if processes:
+        program = decoding._PROGRAM.replace(
+            "from boxwood.encode.decode import serve;", f"exec({textwrap.dedent(HANGS)!r});"
+        )
+        monkeypatch.setattr(decoding, "_PROGRAM", program)
+    else:
+        load = decoding.load_image
+
+        def load_image(file: Any) -> Any:
+            if file.read(4) == b"hang":
+                hanging.wait(60)
+            file.seek(0)
+            return load(file)
+
+        monkeypatch.setattr(decoding, "load_image", load_image)
+    many = items(60)
+    many[20] = Item("first", b"hang 1")  # in the middle of a chunk
+    many[23] = Item("second", b"hang 2")
+    many[24] = Broken("gone", "unreadable", "before it came here")
+    many[59] = Item("last", b"hang 3")
+    start = time.monotonic()
+    with Decoder(many, RECIPE, processes, ahead=40, timeout=1) as decoder:
+        found = taken(decoder)
+        assert decoder.processes == bool(processes)
+        assert len(decoder._hung) == (0 if processes else 3)
+        alive = [worker.process for worker in decoder._all]
+    assert time.monotonic() - start < 40
+    hanging.set()
+    for number, name in ((20, "first"), (23, "second"), (59, "last")):
+        detail = "decoding it took more than 1 seconds, the time limit"
+        assert found[number] == Broken(name, "timeout", detail)
+        found[number] = many[number] = Broken("", "timeout", "")
+    same(found, many)
+    assert all(process.poll() is not None for process in alive)
+
+
+def test_too_many_hanging_threads_end_an_add(
+    photos: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    monkeypatch.setattr(decoding, "load_image", lambda file: hanging.wait(60))
+    monkeypatch.setattr(decoding, "_HUNG", 3)
+    with pytest.raises(boxwood.Error, match=r"3 images hang .*workers=1"):
+        photos.add_images(folder, timeout=0.05)
+    hanging.set()
+
+
+def test_a_hanging_image_is_reported_and_the_rest_added(
+    photos: Collection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = threading.Event()
+    opened = Image.open
+
+    def hang(file: Any) -> Any:
+        if file.read(4) == b"hang":
+            hanging.wait(60)
+        file.seek(0)
+        return opened(file)
+
+    limit = Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "open", hang)
+    (folder / "2.png").write_bytes(b"hang")
+    report = photos.add_images(folder, timeout=1)
+    assert (report.added, report.reasons) == (5, {"timeout": 1})
+    assert report.skipped["uri"].to_pylist() == [str(folder.resolve() / "2.png")]
+    hanging.set()
+    deadline = time.monotonic() + 10
+    while limit != Image.MAX_IMAGE_PIXELS:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("program", ["/nonexistent/python", "/bin/false", "", "idle"])
@@ -735,7 +944,7 @@ def test_command_line(
     report = tmp_path / "skipped.csv"
     code, out, err = run(folder, tmp_path / "*.tar", "--report", report, "--workers", 1)
     assert code == 0
-    assert out.startswith("8 added, 1 were there already, 1 could not be read; ")
+    assert out.startswith("8 added, 1 were there already, 1 could not be added; ")
     assert out.endswith("left out: 1 not an image, 1 duplicate\n")
     assert "bad.png: not an image" in err
     assert f"same.png: the same bytes as {folder.resolve()}/0.png" in err
@@ -743,11 +952,15 @@ def test_command_line(
     code, out, _ = run(folder / "same.png")
     assert (code, out[:7]) == (0, "0 added")
     assert run(folder / "bad.png")[0] == 1
-    code, out, _ = run(folder / "same.png", "--duplicates", "keep")
+    code, out, _ = run(folder / "same.png", "--duplicates", "keep", "--timeout", "2.5")
     assert out.startswith("1 added")
     code, _, err = run("--table", "none")
     assert (code, "no table none" in err) == (1, True)
-    for wrong in ([], ["--npy", "x.npy", "--column", "a"], [folder, "--table", "pictures"]):
+    wrongs = (
+        [], ["--npy", "x.npy", "--column", "a"], [folder, "--table", "pictures"],
+        ["--npy", "x.npy", "--timeout", "5"], [folder, "--timeout", "0"],
+    )  # fmt: skip
+    for wrong in wrongs:
         with pytest.raises(SystemExit):
             run(*wrong)
     write_clip_retrieval(tmp_path / "out", 2, 40)
@@ -756,6 +969,23 @@ def test_command_line(
     assert cli.main(arguments) == 0
     assert cli.main(["add", str(made), "rows", "--clip-retrieval", "none"]) == 1
     assert "no img_emb" in capsys.readouterr().err
+
+
+def test_the_time_limit_on_the_command_line(
+    database: Path, folder: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with boxwood.connect(database) as con:
+        Collection.create(con, "photos", encoder=encoder, texts=["a cat"])
+    given: list[float] = []
+
+    def run(self: Adding, batch: int, workers: Any, progress: bool, timeout: float) -> AddReport:
+        given.append(timeout)
+        return AddReport(1, 0, adding.SKIPPED.empty_table(), 1.0)
+
+    monkeypatch.setattr(Adding, "run", run)
+    for words in ([], ["--timeout", "2.5"]):
+        assert cli.main(["add", str(database), "photos", str(folder), *words]) == 0
+    assert given == [60, 2.5]  # as the help says
 
 
 def test_a_contact_sheet_of_a_shard(tmp_path: Path) -> None:

@@ -122,11 +122,11 @@ def test_random_models(world: World, block: int) -> None:
     assert some > 20
 
 
-def test_fine_scores(world: World) -> None:
-    con, codes = world
+def test_fine_scores() -> None:
+    con, codes = table(500)  # the SQL of 128 values is slow
     random = np.random.default_rng(7)
     some = 0
-    for round in range(60):
+    for round in range(30):
         model = random_model(random)
         if round % 3 == 0:
             model |= {"estimators": [], "threshold": 0}
@@ -142,7 +142,7 @@ def test_fine_scores(world: World) -> None:
         for threshold in (*random.choice(scores, 2), -(2**63), 2**63 - 1):
             model["fine"]["threshold"] = int(threshold)
             some += 0 < check(con, codes, model) < len(codes)
-    assert some > 40
+    assert some > 20
 
 
 def test_extreme_scores(world: World) -> None:

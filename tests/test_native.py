@@ -182,6 +182,174 @@ def test_lookup(index: native.Index) -> None:
         index.codes(absent[:1])
 
 
+# --- dead rows ------------------------------------------------------------------------------------
+
+
+def dead_index(folder: Path) -> tuple[native.Index, NDArray[np.int64]]:
+    """Two segments with deletion vectors and a third without, and the dead ids."""
+    ids, codes = rows(6000, 3)
+    parts = [(ids[s], codes[s]) for s in (slice(0, 3000), slice(3000, 5000), slice(5000, 6000))]
+    write(folder, parts).close()
+    dead = [ids[:3000:7], ids[3500:4500]]
+    for number, gone in enumerate(dead):
+        native.write_deleted(folder, f"{number}.deleted", f"{number}.segment", gone)
+    names = [f"{number}.segment" for number in range(3)]
+    vectors = ["0.deleted", "1.deleted", None]
+    native.write_manifest(folder, UUID, 2, names, PRINTS, deleted=vectors)
+    return native.Index(folder), np.concatenate(dead)
+
+
+def rebuilt(folder: Path, index: native.Index) -> native.Index:
+    """An index built anew of the live rows."""
+    ids, codes = index.rows()
+    folder.mkdir()
+    return write(folder, [(ids[ids >= 0], codes[ids >= 0])])
+
+
+def test_dead_rows(tmp_path: Path) -> None:
+    index, dead = dead_index(tmp_path)
+    assert (len(index), index.info.rows, index.info.deleted) == (6000 - len(dead),) * 2 + (
+        len(dead),
+    )
+    assert [(s.rows, s.deleted) for s in index.segments()] == [(3000, 429), (2000, 1000), (1000, 0)]
+    index.validate()
+    ids, codes = index.rows()
+    assert len(ids) == 6000
+    assert np.count_nonzero(ids == -1) == len(dead)
+    live = ids[ids >= 0]
+    assert np.array_equal(index.ids(), live)
+    assert not np.isin(dead, live).any()
+    assert not index.lookup(dead)[1].any()
+    assert np.array_equal(index.codes(live), codes[ids >= 0])
+    with pytest.raises(errors.InputError, match=f"id {dead[0]} is not in the index"):
+        index.fine(dead[:1])
+    got = np.empty(3000, np.int64), np.empty((3000, 32), np.uint8), np.empty((3000, 128), np.uint8)
+    index.read(0, *got)
+    assert np.array_equal(got[0], ids[:3000])
+    alive = got[0] >= 0
+    assert np.array_equal(got[2][alive], fine_codes(got[0][alive]))
+    anew = rebuilt(tmp_path / "anew", index)
+    for n, excluded in ((50, ids[ids >= 0][::5]), (6000, dead)):
+        drawn = index.draw(n, 4, excluded)
+        assert np.array_equal(drawn, anew.draw(n, 4, excluded))
+    within, _ = anew.train(live[:9], learner="ensemble")
+    for options in ({}, {"within": within}, {"ids": ids[ids >= 0][::3]}, {"ids": dead}):
+        found, expected = (one.knn(codes[:5], 40, **options) for one in (index, anew))
+        for one, other in zip(found, expected, strict=True):
+            assert np.array_equal(one, other)
+    near, _ = index.knn(codes[:5], 3000, recall=0.5)
+    assert near.shape == (5, 3000)
+    assert not np.isin(near, dead).any()
+    assert sorted(index.search(within).ids) == sorted(anew.search(within).ids)
+    assert index.count(within) == anew.count(within)
+    assert index.explain(within)[1]["rows"] == anew.count(within)
+
+
+@given(models(), st.integers(0, 3))
+def test_search_of_live_rows_equals_numpy(
+    with_dead: native.Index, model: native.Model, threads: int
+) -> None:
+    ids, codes = with_dead.rows()
+    ids, codes = ids[ids >= 0], codes[ids >= 0]
+    votes, scores, match = brute(model, codes)
+    found = with_dead.search(model, threads=threads)
+    assert np.array_equal(found.ids, ids[match])
+    assert np.array_equal(found.votes, votes[match])
+    assert np.array_equal(found.scores, scores[match])
+    assert with_dead.count(model, threads=threads) == match.sum()
+
+
+@pytest.fixture(scope="module")
+def with_dead(tmp_path_factory: pytest.TempPathFactory) -> native.Index:
+    index, _ = dead_index(tmp_path_factory.mktemp("dead"))
+    return index.without(index.ids()[-700::2])
+
+
+def test_without(tmp_path: Path) -> None:
+    index, dead = dead_index(tmp_path)
+    live = index.ids()
+    gone = np.concatenate([live[:300], dead[:5], [2**62]])
+    view = index.without(gone)
+    assert (len(view), view.info.deleted) == (len(live) - 300, len(dead) + 300)
+    assert len(index) == len(live)
+    assert np.array_equal(view.ids(), live[300:])
+    again = view.without(live[300:301])
+    view.close()
+    index.close()
+    assert np.array_equal(again.ids(), live[301:])
+    assert again.info.fingerprints == PRINTS
+    assert len(again.without([])) == len(again)
+    again.validate()
+    assert [part.deletions for part in again.segments()] == ["", "1.deleted", ""]
+    again.write_deleted(0, tmp_path, "2.deleted")
+    vectors = ["2.deleted", "1.deleted", None]
+    names = [part.name for part in again.segments()]
+    native.write_manifest(tmp_path, UUID, 3, names, PRINTS, deleted=vectors)
+    with native.Index(tmp_path) as written:
+        assert np.array_equal(written.ids(), live[301:])
+        assert written.info.checksum == int.from_bytes(
+            (tmp_path / "MANIFEST").read_bytes()[-4:], "little"
+        )
+    nothing = again.without(live)
+    assert (len(nothing), nothing.knn(np.zeros((2, 32), np.uint8), 5)[0].shape) == (0, (2, 0))
+    with pytest.raises(errors.InputError, match="closed"):
+        view.without([1])
+    with pytest.raises(errors.InputError, match="must be 0 or more"):
+        again.without([-1])
+
+
+def test_given_rows_are_labels(tmp_path: Path) -> None:
+    index, _ = dead_index(tmp_path)
+    live = index.ids()
+    right, wrong = live[:8], live[8:12]
+    labels = np.concatenate([right, wrong])
+    codes, fine = index.codes(labels), index.fine(labels)
+    without = index.without(labels)
+    for options in ({"learner": "branch"}, {"learner": "ensemble", "estimators": 5}):
+        model, _ = index.train(right, wrong, **options)
+        with pytest.raises(errors.InputError, match="is not in the index"):
+            without.train(right, wrong, **options)
+        same, _ = without.train(right, wrong, given=(labels[::-1], codes[::-1], None), **options)
+        assert same.to_json() == model.to_json()
+        other, _ = index.train(right, wrong, given=(labels, codes ^ 85, None), **options)
+        assert other.to_json() != model.to_json()
+    model, _ = without.train(right, wrong, given=(labels, codes, fine), rerank=True)
+    assert model.evaluate(codes, fine)[2][:8].all()
+    for given_rows, message in (
+        ((labels, codes[1:], None), "as many codes"),
+        ((labels, codes, fine[1:]), "as many codes"),
+        ((labels[[0, 0]], codes[:2], None), "is given twice"),
+    ):
+        with pytest.raises(errors.InputError, match=message):
+            without.train(right, wrong, given=given_rows)
+    with pytest.raises(errors.InputError, match="with rerank fine codes"):
+        without.train(right, wrong, given=(labels, codes, None), rerank=True)
+
+
+def test_deletion_vectors_are_checked(tmp_path: Path) -> None:
+    index, dead = dead_index(tmp_path)
+    names, live = [f"{number}.segment" for number in range(3)], index.ids()
+    with pytest.raises(errors.InputError, match=r"is not in segment 2\.segment"):
+        native.write_deleted(tmp_path, "x.deleted", "2.segment", dead[:1])
+    with pytest.raises(errors.InputError, match="at least one id"):
+        native.write_deleted(tmp_path, "x.deleted", "2.segment", [])
+    with pytest.raises(errors.InputError, match="cannot go with 1 deletion vectors"):
+        native.write_manifest(tmp_path, UUID, 3, names, PRINTS, deleted=["0.deleted"])
+    with pytest.raises(errors.IndexMismatch, match="another segment"):
+        native.write_manifest(tmp_path, UUID, 3, names, PRINTS, deleted=[None, None, "0.deleted"])
+    file = tmp_path / "0.deleted"
+    data = bytearray(file.read_bytes())
+    data[130] ^= 4
+    file.unlink()
+    file.write_bytes(data)
+    with pytest.raises(errors.IndexCorrupt, match=r"deletion vector 0\.deleted.*boxwood repair"):
+        native.Index(tmp_path)
+    file.unlink()
+    with pytest.raises(errors.IndexCorrupt, match="deletion vector that is gone"):
+        native.Index(tmp_path)
+    assert np.array_equal(index.ids(), live)  # what is open stays
+
+
 @given(models(), st.integers(0, 3))
 def test_search_equals_numpy(index: native.Index, model: native.Model, threads: int) -> None:
     ids, codes = index.rows()

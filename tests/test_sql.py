@@ -77,6 +77,15 @@ def codes_table(con: duckdb.DuckDBPyConnection, ids: np.ndarray, codes: np.ndarr
     con.execute(f"CREATE OR REPLACE TABLE lists AS SELECT id, {CODE} AS code FROM codes")
 
 
+def collection_codes(con: duckdb.DuckDBPyConnection, name: str, generation: int = 1) -> None:
+    """The codes table of a collection from `codes`, all of it in the index of this generation."""
+    con.execute(
+        f"CREATE TABLE boxwood.{name}_codes AS SELECT id, {generation}::BIGINT AS generation,"
+        " * EXCLUDE (id) FROM codes"
+    )
+    con.execute("INSERT INTO boxwood.indexes VALUES (?, ?, 0)", [name, generation])
+
+
 # --- golden files ---------------------------------------------------------------------------------
 
 MODEL = json.dumps(
@@ -139,6 +148,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
             "INSERT INTO boxwood.texts VALUES ('photos', ?, ?, NULL, '')", [text, code.tolist()]
         )
     codes_table(con, ids, codes)
+    collection_codes(con, "photos")
     con.execute(
         "CREATE TABLE photos AS SELECT id, 'image-' || id || '.jpg' AS uri,"
         " ['A', 'B', 'C'][1 + id % 3] AS camera FROM codes"
@@ -284,14 +294,12 @@ def test_check_says_what_is_wrong_with_an_index(tmp_path: Path) -> None:
         return found.fetchall()[0][0]
 
     assert problem(index, str(UUID), 3) is None
+    assert problem(index, str(UUID), 2) is None  # it may have more than is known to be in it
+    assert problem(index, str(UUID), -1) is None
     assert problem(index, str(UUID).upper(), 3) is None
     assert problem(index, str(UUID), 4) == (
-        f"the index in '{index}' is behind the rows (generation 3 of 4)"
+        f"the index in '{index}' is older than the rows (generation 3 of 4)"
     )
-    assert problem(index, str(UUID), 2) == (
-        f"the index in '{index}' is ahead of the rows (generation 3 of 2)"
-    )
-    assert "ahead of the rows" in problem(index, str(UUID), -1)
     for owner in (str(OTHER), "", str(UUID) + "0"):
         foreign = problem(index, owner, 3)
         assert foreign == f"the index in '{index}' belongs to another collection"
@@ -323,12 +331,11 @@ class Case:
 
 
 CASES = [
-    Case("stale", "is behind the rows (generation 1 of 2)"),
+    Case("stale", "is older than the rows (generation 1 of 2)"),
     Case("foreign", "belongs to another collection"),
     Case("missing", "there is no Boxwood index at"),
     Case("damaged", "this is not a manifest"),
 ]
-ADVICE = ". Run: boxwood repair, or open the collection in Python"
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -342,7 +349,7 @@ def spoilt(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> tupl
         shutil.copytree(store.index, folder)
     con = connect(database)
     if case.name == "stale":
-        con.execute("UPDATE boxwood.collections SET generation = 2")
+        con.execute("UPDATE boxwood.indexes SET generation = 2")
     if case.name == "damaged":
         (folder / "MANIFEST").write_bytes(b"x" * 1000)
     if case.name == "foreign":
@@ -353,6 +360,7 @@ def spoilt(request: pytest.FixtureRequest, store: Store, tmp_path: Path) -> tupl
         " VALUES ('sound', ?, 1, 'id', TIMESTAMP '2024-01-01', '', '', '', ?)",
         [str(UUID).upper(), store.index],
     )
+    collection_codes(con, "sound")
     con.close()
     return database, case.message
 
@@ -361,9 +369,10 @@ MACRO_CALLS = [
     "FROM search_text('photos', 'a lion')",
     "FROM search_like('photos', 0)",
     "FROM refine('photos', positives := [0])",
+    "FROM train_model('photos', text := 'a lion')",
+    "FROM search_model('photos', getvariable('m'))",
+    "FROM search_model('photos', getvariable('m')) LIMIT 1",
     "FROM count_model('photos', getvariable('m'))",
-    "FROM collection_info('photos')",
-    "SELECT boxwood_path('photos')",
 ]
 
 
@@ -377,7 +386,6 @@ def test_macros_refuse_an_index_that_is_not_of_its_rows(spoilt: tuple[Path, str]
         with pytest.raises(duckdb.Error, match=re.escape(message)) as caught:
             con.execute(call).fetchall()
         assert str(caught.value).count("boxwood repair") == 1
-        assert ADVICE in str(caught.value)
     assert con.execute("SELECT count(*) FROM search_like('sound', 0)").fetchall() == [(60,)]
     con.close()
 
@@ -388,21 +396,19 @@ def test_the_shell_refuses_an_index_that_is_not_of_its_rows(spoilt: tuple[Path, 
     script += ";\nSELECT count(*) AS n FROM search_like('sound', 0);\n"
     done = run_shell(database, load_in_shell() + script)
     assert done.stderr.count(message) == len(MACRO_CALLS)
-    assert done.stderr.count(ADVICE) == len(MACRO_CALLS)
+    assert done.stderr.count("boxwood repair") == len(MACRO_CALLS)
     assert [row for row in csv.reader(io.StringIO(done.stdout)) if row] == [["n"], ["60"]]
 
 
-@pytest.mark.parametrize("value", [None, "NULL", "MAP {}"])
-def test_path_without_known_problems(store: Store, value: str | None) -> None:
+def test_path_of_a_collection(store: Store) -> None:
     con = connect(store.database, read_only=True)
     con.execute(MACROS)
     con.execute("SET VARIABLE boxwood_index = MAP {'photos': ?}", [store.index])
-    if value is not None:
-        con.execute(f"SET VARIABLE boxwood_problem = {value}")
+    con.execute("SET VARIABLE boxwood_names = 'photos'")
     assert con.execute("SELECT boxwood_path('photos')").fetchall() == [(store.index,)]
-    assert con.execute("SELECT count(*) FROM search_like('photos', 0)").fetchall() == [(60,)]
-    with pytest.raises(duckdb.Error, match="there is no collection 'nobody'; there are: photos"):
-        con.execute("SELECT boxwood_path('nobody')").fetchall()
+    for name, shown in (("'nobody'", "'nobody'"), ("NULL", "NULL")):
+        with pytest.raises(duckdb.Error, match=f"no collection {shown}; there are: photos"):
+            con.execute(f"SELECT boxwood_path({name})").fetchall()
     con.close()
 
 
@@ -588,7 +594,7 @@ def fine_model(rng: np.random.Generator, codes: np.ndarray, fine: np.ndarray) ->
 @pytest.mark.parametrize("seed", range(6))
 def test_fine_search_equals_where(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(200 + seed)
-    n = [1, 257, 5000, 3000, 40000, 9000][seed]
+    n = [1, 257, 2500, 1500, 9000, 4000][seed]  # the plain SQL of 128 values takes the time
     codes = random_codes(rng, n)
     fine = np.tile(codes, 4) ^ rng.integers(0, 8, (n, 128)).astype(np.uint8)
     ids = rng.choice(3 * n, n, replace=False).astype(np.int64)
@@ -634,15 +640,15 @@ def test_fine_search_equals_where(tmp_path: Path, seed: int) -> None:
         ).fetchall()
         truth = con.execute(
             "SELECT id, boxwood_distance(code, ?::UTINYINT[]) AS distance FROM fines "
-            f"WHERE id IN (SELECT unnest(?)) AND {where} ORDER BY distance, id LIMIT 20",
-            [code, listed],
-        ).fetchall()
+            "WHERE id IN (SELECT unnest(?)) AND id IN (SELECT unnest(?)) "
+            "ORDER BY distance, id LIMIT 20", [code, listed, [row[0] for row in wanted]],
+        ).fetchall()  # fmt: skip
         assert near == truth
         everywhere = con.execute(
-            "SELECT count(*) FROM boxwood_knn(?, q := ?, k := 10000, within := ?)",
+            "SELECT count(*) FROM boxwood_knn(?, q := ?, k := 1000, within := ?)",
             [index, code, text],
         ).fetchall()
-        assert everywhere == [(min(10_000, count),)]
+        assert everywhere == [(min(1000, count),)]
 
 
 def test_a_fine_score_needs_its_fine_codes(tmp_path: Path, store: Store) -> None:
@@ -1275,7 +1281,8 @@ def test_schema_can_be_run_twice() -> None:
     tables = con.execute(
         "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'boxwood' ORDER BY 1"
     ).fetchall()
-    assert tables == [("collections",), ("heads",), ("texts",)]
+    names = ["collections", "deleted", "heads", "indexes", "texts"]
+    assert tables == [(name,) for name in names]
 
 
 def test_examples_of_the_docs(tmp_path: Path) -> None:
@@ -1288,7 +1295,7 @@ def test_examples_of_the_docs(tmp_path: Path) -> None:
     con = connect()
     con.execute(SCHEMA)
     codes_table(con, ids, codes)
-    con.execute("CREATE TABLE boxwood.photos_codes AS FROM codes")
+    collection_codes(con, "photos")
     con.execute(
         "CREATE TABLE photos AS SELECT id, 'x' || id AS uri, DATE '2024-01-01' + id::INTEGER AS"
         " taken FROM codes; CREATE TABLE likes AS SELECT 17 AS id, 'me' AS who"
@@ -1298,14 +1305,13 @@ def test_examples_of_the_docs(tmp_path: Path) -> None:
     )
     con.execute(
         "INSERT INTO boxwood.collections (name, uuid, generation, id_column, created,"
-        " encoder_fingerprint, head_fingerprint, quantizer_fingerprint)"
-        " VALUES ('photos', ?, 1, 'id', TIMESTAMP '2024-01-01', '', '', '')", [str(UUID)],
+        " encoder_fingerprint, head_fingerprint, quantizer_fingerprint, folder)"
+        " VALUES ('photos', ?, 1, 'id', TIMESTAMP '2024-01-01', '', '', '', ?)", [str(UUID), index],
     )  # fmt: skip
     con.execute(MACROS)
     con.execute(SHELL)
-    con.execute(f"SET VARIABLE boxwood_index = MAP {{'photos': '{index}'}}")
     for block in blocks:
         script = block.replace("d01, /* .. */ d31", ", ".join(COLUMNS[1:]))
         for statement in con.extract_statements(script):
             rows = con.execute(statement.query).fetchall()
-            assert rows or statement.type.name == "SET", statement.query
+            assert rows or statement.type.name in ("SET", "TRANSACTION"), statement.query

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -64,36 +65,62 @@ def models(draw: st.DrawFn, codes: NDArray[np.uint8] | None = None) -> Model:
     return Model.from_json(json.dumps(document))
 
 
+EVERYTHING = Model.from_json(
+    '{"boxwood_model":1,"learner":"all","dims":32,"estimators":[[[]]],"threshold":1}'
+)
+
+
 class StoreMachine(RuleBasedStateMachine):
-    """Rules change or damage the store; invariants compare it with `rows`, id -> code and, behind
-    it, the fine code in machines that keep such."""
+    """Rules change or damage the store, by two connections; invariants compare what each of them
+    sees with `rows`, id -> code and, behind it, the fine code in machines that keep such.
+
+    The first connection now and then has a transaction open: `mine` is then what it sees, until it
+    commits or rolls back, and the second one still sees `rows`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="boxwood-test-"))
         self.database = self.folder / "photos.duckdb"
         self.rows: dict[int, NDArray[np.uint8]] = {}
+        self.mine: dict[int, NDArray[np.uint8]] | None = None
+        self.joined = False  # whether that transaction has changed rows through the collection
         self.kept: dict[int, NDArray[np.uint8]] | None = None  # rows of the database that is kept
+        self.older: dict[int, NDArray[np.uint8]] | None = None  # rows of the index that is kept
         self.next_id = 0
+        self.told = 0
 
-    @initialize(fine=st.booleans(), told=st.booleans())
-    def create(self, fine: bool, told: bool) -> None:
-        self.with_fine = fine
+    @initialize(fine=st.booleans(), told=st.booleans(), table=st.booleans())
+    def create(self, fine: bool, told: bool, table: bool) -> None:
+        self.with_fine, self.with_table = fine, table
         self.con = boxwood.connect(self.database)
+        if table:
+            self.con.execute("CREATE TABLE photos (uri VARCHAR, id INTEGER)")
         self.photos = Collection.create(self.con, "photos", fine=fine if told else None)
+        self.second()
+
+    def second(self) -> None:
+        self.other = boxwood.load(self.con.cursor())
+        self.theirs = Collection.open(self.other, "photos")
 
     def teardown(self) -> None:
+        self.other.close()
         self.con.close()
         shutil.rmtree(self.folder)
 
-    def numpy(self) -> tuple[Ids, NDArray[np.uint8]]:
-        ids = np.array(sorted(self.rows), np.int64)
-        return ids, self.values(ids)[:, :32]
+    @property
+    def seen(self) -> dict[int, NDArray[np.uint8]]:
+        """What the first connection sees."""
+        return self.rows if self.mine is None else self.mine
 
-    def values(self, ids: Ids) -> NDArray[np.uint8]:
-        """Codes and fine codes behind them, (n, 160); or codes alone."""
+    def table_of(
+        self, rows: dict[int, NDArray[np.uint8]]
+    ) -> tuple[Ids, NDArray[np.uint8], NDArray[np.uint8] | None]:
+        """Ids, codes and fine codes."""
+        ids = np.array(sorted(rows), np.int64)
         width = 160 if self.with_fine else 32
-        return np.array([self.rows[i] for i in ids.tolist()], np.uint8).reshape(-1, width)
+        values = np.array([rows[i] for i in ids.tolist()], np.uint8).reshape(-1, width)
+        return ids, values[:, :32], values[:, 32:] if self.with_fine else None
 
     def made(self, n: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
         fine = np.random.default_rng(seed).integers(0, 256, (n, 128), np.uint8)
@@ -101,46 +128,122 @@ class StoreMachine(RuleBasedStateMachine):
 
     def remember(self, ids: Ids, codes: NDArray[np.uint8], fine: NDArray[np.uint8] | None) -> None:
         values = codes if fine is None else np.concatenate([codes, fine], axis=1)
-        self.rows.update(zip(ids.tolist(), values, strict=True))
+        self.seen.update(zip(ids.tolist(), values, strict=True))
+        self.joined = self.mine is not None
 
-    def open(self, **options: Any) -> None:
-        self.photos = Collection.open(self.con, "photos", **options)
+    def some(self, data: st.DataObject, rows: dict[int, NDArray[np.uint8]]) -> Ids:
+        """A few, or a good part, of the ids."""
+        ids = np.array(sorted(rows), np.int64)
+        rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+        share = data.draw(st.sampled_from([0.01, 0.1, 0.5, 1.0]))
+        return rng.permutation(ids)[: max(1, int(share * len(ids)))]
+
+    def metadata(self, ids: Ids) -> dict[str, Any] | None:
+        return {"uri": [f"{i}.jpg" for i in ids.tolist()]} if self.with_table else None
 
     # --- changes
+
+    @precondition(lambda self: self.mine is None)
+    @rule()
+    def begin(self) -> None:
+        self.con.execute("BEGIN")
+        self.con.execute("SELECT count(*) FROM boxwood.collections").fetchall()
+        self.mine, self.joined = dict(self.rows), False
+
+    @precondition(lambda self: self.mine is not None)
+    @rule(commit=st.booleans())
+    def end(self, commit: bool) -> None:
+        self.con.execute("COMMIT" if commit else "ROLLBACK")
+        if commit and self.mine is not None:
+            self.rows = self.mine
+        self.mine, self.joined = None, False
 
     @rule(n=st.integers(1, 700), seed=st.integers(0, 2**32), gap=st.integers(0, 50))
     def append(self, n: int, seed: int, gap: int) -> None:
         ids = self.next_id + gap + np.random.default_rng(seed).permutation(n)
         codes, fine = self.made(n, seed)
-        assert self.photos.append(ids, codes=codes, fine=fine) == n
+        metadata = self.metadata(ids)
+        assert self.photos.append(ids, codes=codes, fine=fine, metadata=metadata) == n
         self.remember(ids, codes, fine)
         self.next_id += gap + n
 
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), absent=st.booleans())
+    def delete(self, data: st.DataObject, absent: bool) -> None:
+        ids = self.some(data, self.seen)
+        given = np.concatenate([ids, [self.next_id + 5000]]) if absent else ids
+        assert self.photos.delete(given) == len(ids)
+        if self.with_table:  # the user's own: the row of metadata stays
+            self.con.execute(f"DELETE FROM photos WHERE id IN ({', '.join(map(str, ids))})")
+        for i in ids.tolist():
+            del self.seen[i]
+        self.joined = self.mine is not None
+
+    @precondition(lambda self: self.seen)
+    @rule(data=st.data(), seed=st.integers(0, 2**32))
+    def update(self, data: st.DataObject, seed: int) -> None:
+        ids = self.some(data, self.seen)
+        codes, fine = self.made(len(ids), seed)
+        assert self.photos.update(ids, codes=codes, fine=fine) == len(ids)
+        self.remember(ids, codes, fine)
+
+    @precondition(lambda self: self.with_table and self.seen)
+    @rule(data=st.data())
+    def delete_by_sql(self, data: st.DataObject) -> None:
+        ids = self.some(data, self.seen)
+        self.con.execute(f"DELETE FROM photos WHERE id IN ({', '.join(map(str, ids))})")
+        for i in ids.tolist():
+            del self.seen[i]
+
+    @precondition(lambda self: self.with_table and self.rows and self.mine is None)
+    @rule(data=st.data())
+    def the_other_deletes_by_sql(self, data: st.DataObject) -> None:
+        ids = self.some(data, self.rows)
+        self.other.execute(f"DELETE FROM photos WHERE id IN ({', '.join(map(str, ids))})")
+        for i in ids.tolist():
+            del self.rows[i]
+
+    @precondition(lambda self: self.mine is None and self.rows)
+    @rule(data=st.data(), n=st.integers(1, 50), seed=st.integers(0, 2**32))
+    def the_other_changes(self, data: st.DataObject, n: int, seed: int) -> None:
+        ids = self.some(data, self.rows)
+        codes, fine = self.made(len(ids), seed)
+        assert self.theirs.update(ids, codes=codes, fine=fine) == len(ids)
+        self.remember(ids, codes, fine)
+        ids = self.next_id + np.arange(n)
+        codes, fine = self.made(n, seed)
+        self.theirs.append(ids, codes=codes, fine=fine, metadata=self.metadata(ids))
+        self.remember(ids, codes, fine)
+        self.next_id += n
+
+    @precondition(lambda self: self.mine is None)
     @rule(n=st.integers(1, 700), seed=st.integers(0, 2**32), good=st.booleans())
     def load(self, n: int, seed: int, good: bool) -> None:
         """A file's rows come all or, where the last id is taken, none; and none where all rows
-        have fine codes, which such a file has not."""
+        have fine codes, which such a file has not, or where the user's table lacks them."""
         ids, codes = self.next_id + np.arange(n), clustered_codes(n, seed)
-        if not good and self.rows:
+        good = good or not self.rows
+        if not good:
             ids[-1] = max(self.rows)
+        reason = None if good else "already"
         if self.with_fine:
-            if self.rows:
-                np.save(self.folder / "rows.npy", codes)
-                with pytest.raises(boxwood.InputError, match="fine codes"):
-                    self.photos.add_npy(self.folder / "rows.npy", ids=ids)
-            return
+            if not self.rows:
+                return
+            reason = "fine codes"
+        elif good and self.with_table:
+            reason = "has no row"
         np.save(self.folder / "rows.npy", codes)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(boxwood.collection, "_batch_rows", lambda width: 100)
-            if not good and self.rows:
-                with pytest.raises(boxwood.InputError, match="already"):
+            if reason is not None:
+                with pytest.raises(boxwood.InputError, match=f"{reason}|has no row"):
                     self.photos.add_npy(self.folder / "rows.npy", ids=ids)
                 return
             assert self.photos.add_npy(self.folder / "rows.npy", ids=ids) == n
-        self.rows.update(zip(ids.tolist(), codes, strict=True))
+        self.remember(ids, codes, None)
         self.next_id += n
 
-    @precondition(lambda self: self.rows)
+    @precondition(lambda self: self.rows and self.mine is None)
     @rule(data=st.data())
     def append_what_is_there(self, data: st.DataObject) -> None:
         known = data.draw(st.sampled_from(sorted(self.rows)))
@@ -148,52 +251,80 @@ class StoreMachine(RuleBasedStateMachine):
         with pytest.raises(boxwood.InputError, match="already"):
             self.photos.append([self.next_id + 1000, known], codes=codes, fine=fine)
 
-    @precondition(lambda self: self.rows)
+    @precondition(lambda self: self.rows and self.mine is None)
     @rule()
     def append_the_other_kind(self) -> None:
         fine = None if self.with_fine else np.zeros((1, 128), np.uint8)
         with pytest.raises(boxwood.InputError, match="or none"):
             self.photos.append([self.next_id], codes=clustered_codes(1), fine=fine)
 
+    @precondition(lambda self: self.mine is None)
     @rule()
     def compact(self) -> None:
         self.photos.compact()
-        assert self.photos.info()["segments"] == bool(self.rows)
+        info = self.photos.info()
+        assert info["segments"] == bool(self.rows)
+        assert info["pending"] == info["deleted"] == 0
+        assert {path.suffix for path in self.photos.index_path.iterdir()} <= {".segment", ""}
 
-    @rule()
-    def refresh(self) -> None:
-        self.photos.refresh()
+    @rule(mine=st.booleans())
+    def refresh(self, mine: bool) -> None:
+        """Also beside a transaction, by the other connection."""
+        photos = self.photos if mine and self.mine is None else self.theirs
+        photos.refresh()
+        info = photos.info()
+        assert info["pending"] == 0
+        assert info["indexed"] == len(self.rows) if self.mine is None else True
 
     # --- what happens to files and processes
 
     def closed(self) -> None:
+        if self.mine is not None:
+            self.end(commit=False)
+        self.other.close()
         self.con.close()
 
-    def opened(self) -> None:
+    def opened(self, **options: Any) -> None:
         self.con = boxwood.connect(self.database)
+        try:
+            self.photos = Collection.open(self.con, "photos", **options)
+        except BaseException:
+            self.other = self.con.cursor()
+            raise
+        self.second()
 
     @rule()
     def reopen(self) -> None:
         self.closed()
         self.opened()
-        self.open()
 
     @rule()
     def open_read_only(self) -> None:
         self.closed()
         with boxwood.connect(self.database, read_only=True) as con:
-            assert len(Collection.open(con, "photos")) == len(self.rows)
+            photos = Collection.open(con, "photos")
+            assert len(photos) == photos.count(EVERYTHING) == len(self.rows)
         self.opened()
-        self.open()
 
     @rule()
     def lose_the_index(self) -> None:
         self.closed()
         shutil.rmtree(f"{self.database}.boxwood")
-        self.opened()
         with pytest.raises(boxwood.IndexMissing, match="boxwood repair"):
-            self.open()
-        self.open(repair=True)
+            self.opened()
+        self.closed()
+        self.opened(repair=True)
+
+    @rule()
+    def lose_the_index_while_it_is_open(self) -> None:
+        if self.mine is not None:
+            self.end(commit=True)
+        shutil.rmtree(self.photos.index_path)
+        with pytest.raises(boxwood.IndexMissing, match="boxwood repair"):
+            self.photos.count(EVERYTHING)
+        with pytest.raises(duckdb.Error, match="repair"):
+            self.con.execute("FROM search_model('photos', ?)", [EVERYTHING.to_json()])
+        self.photos.repair()
 
     @precondition(lambda self: self.rows)
     @rule(data=st.data())
@@ -206,32 +337,31 @@ class StoreMachine(RuleBasedStateMachine):
         place = data.draw(st.integers(0, len(content) - 1))
         content[place] ^= 1 << data.draw(st.integers(0, 7))
         file.write_bytes(content)
-        self.opened()
         try:
-            self.open()
+            self.opened()
         except boxwood.IndexProblem:
-            self.open(repair=True)
+            self.closed()
+            self.opened(repair=True)
         else:
             # A bit in the zeros between sections, or in a file that is not listed.
             self.photos.repair()
 
-    @rule(n=st.integers(1, 300), seed=st.integers(0, 2**32))
-    def die_between_commit_and_index(self, n: int, seed: int) -> None:
-        before = self.folder / "before"
-        shutil.copytree(self.photos.index_path, before)
-        self.append(n, seed, 0)
+    @precondition(lambda self: self.older is None)
+    @rule()
+    def keep_the_index(self) -> None:
+        shutil.copytree(self.photos.index_path, self.folder / "older")
+        self.older = dict(self.rows)
+
+    @precondition(lambda self: self.older is not None)
+    @rule()
+    def put_the_kept_index_back(self) -> None:
+        """It is as a crash between commit and index leaves it, or older than what is known of
+        deletions, or even newer than the rows."""
         self.closed()
         shutil.rmtree(self.photos.index_path)
-        before.rename(self.photos.index_path)
-        with (
-            boxwood.connect(self.database, read_only=True) as con,
-            pytest.raises(boxwood.IndexStale, match="read_only"),
-        ):
-            Collection.open(con, "photos")
+        (self.folder / "older").rename(self.photos.index_path)
+        self.older = None
         self.opened()
-        with pytest.raises(duckdb.Error, match="repair"):
-            self.con.execute("SELECT * FROM collection_info('photos')")
-        self.open()
 
     @precondition(lambda self: self.kept is None)
     @rule()
@@ -240,7 +370,6 @@ class StoreMachine(RuleBasedStateMachine):
         shutil.copy(self.database, self.folder / "kept.duckdb")
         self.kept = dict(self.rows)
         self.opened()
-        self.open()
 
     @precondition(lambda self: self.kept is not None)
     @rule()
@@ -251,103 +380,133 @@ class StoreMachine(RuleBasedStateMachine):
         assert self.kept is not None
         self.rows, self.kept = self.kept, None
         self.opened()
-        self.open()
 
     # --- what it answers
 
-    @invariant()
-    def sql_sees_the_rows(self) -> None:
-        [(rows,)] = self.con.execute("SELECT sum(rows) FROM collection_info('photos')").fetchall()
-        assert (rows or 0) == len(self.rows)
+    def ask(
+        self, con: duckdb.DuckDBPyConnection, query: str, parameters: Any = None
+    ) -> duckdb.DuckDBPyConnection:
+        """The first rows of a collection decide whether it has fine codes. Connections that were
+        told of it before, or by a transaction that was rolled back, have to be told again."""
+        try:
+            return con.execute(query, parameters)
+        except duckdb.Error as error:
+            if "boxwood.load(con)" not in str(error):
+                raise
+            self.told += 1
+            assert self.told < 10
+            return boxwood.load(con).execute(query, parameters)
+
+    def connections(
+        self,
+    ) -> list[tuple[duckdb.DuckDBPyConnection, Collection | None, dict[int, NDArray[np.uint8]]]]:
+        """Each connection, its collection, and what they see. In a transaction in which nothing
+        was changed through the collection, that sees what is committed."""
+        mine = self.photos if self.mine is None or self.joined else None
+        return [(self.con, mine, self.seen), (self.other, self.theirs, self.rows)]
 
     @invariant()
-    def holds_the_rows(self) -> None:
-        assert len(self.photos) == len(self.rows)
-        ids, codes = native.Index(self.photos.index_path).rows()
-        order = np.argsort(ids)
-        expected_ids, expected_codes = self.numpy()
-        assert np.array_equal(ids[order], expected_ids)
-        assert np.array_equal(codes[order], expected_codes)
+    def everybody_sees_the_rows(self) -> None:
+        for con, photos, rows in self.connections():
+            ids, _, _ = self.table_of(rows)
+            found = self.ask(
+                con, "SELECT id FROM search_model('photos', ?) ORDER BY id", [EVERYTHING.to_json()]
+            ).fetchnumpy()["id"]
+            assert np.array_equal(found, ids)
+            if photos is not None:
+                assert len(photos) == photos.count(EVERYTHING) == len(rows)
+                assert np.array_equal(np.sort(photos.search(EVERYTHING).ids), ids)
 
-    @invariant()
-    def keeps_fine_codes_everywhere_or_nowhere(self) -> None:
-        columns = [row[0] for row in self.con.execute("DESCRIBE boxwood.photos_codes").fetchall()]
-        index = native.Index(self.photos.index_path)
-        expected = self.with_fine and bool(self.rows)
-        assert ("fine" in columns[-1:]) == expected == bool(index.info.fingerprints.fine)
-        if expected:
-            ids, _ = self.numpy()
-            fine = self.values(ids)[:, 32:]
-            assert np.array_equal(index.fine(ids), fine)
-            query = "SELECT fine FROM boxwood.photos_codes ORDER BY id"
-            stored = self.con.sql(query).to_arrow_table()["fine"].combine_chunks()
-            assert np.array_equal(stored.flatten().to_numpy().reshape(-1, 128), fine)
-
+    @precondition(lambda self: self.mine is None)
     @rule()
     def verifies(self) -> None:
         self.photos.verify()
+        assert self.photos.info()["state"] in ("current", "behind")
+        self.photos.refresh()
+        self.photos.verify()
         assert self.photos.info()["state"] == "current"
+        index = native.Index(self.photos.index_path)
+        ids, codes, fine = self.table_of(self.rows)
+        assert np.array_equal(np.sort(index.ids()), ids)
+        assert np.array_equal(index.codes(ids), codes)
+        if fine is not None and len(ids):
+            assert np.array_equal(index.fine(ids), fine)
 
     @rule(data=st.data(), k=st.integers(1, 100), seed=st.integers(0, 2**32))
     def knn(self, data: st.DataObject, k: int, seed: int) -> None:
-        ids, codes = self.numpy()
-        query = clustered_codes(1, seed)[0]
-        if len(ids) and data.draw(st.booleans()):
-            query = codes[data.draw(st.integers(0, len(ids) - 1))]
-        distance = ((codes.astype(np.int64) - query.astype(np.int64)) ** 2).sum(axis=1)
-        order = np.lexsort((ids, distance))[:k]
-        hits = self.photos.knn(query, k=k)
-        assert hits["id"].to_pylist() == ids[order].tolist()
-        assert hits["distance"].to_pylist() == np.sqrt(distance[order]).tolist()
+        for con, photos, rows in self.connections():
+            ids, codes, _ = self.table_of(rows)
+            query = clustered_codes(1, seed)[0]
+            if len(ids) and data.draw(st.booleans()):
+                query = codes[data.draw(st.integers(0, len(ids) - 1))]
+            distance = ((codes.astype(np.int64) - query.astype(np.int64)) ** 2).sum(axis=1)
+            order = np.lexsort((ids, distance))[:k]
+            expected = list(zip(ids[order].tolist(), np.sqrt(distance[order]), strict=True))
+            found = self.ask(
+                con,
+                "FROM search_code('photos', ?, k := ?) ORDER BY distance, id",
+                [query.tolist(), k],
+            ).fetchall()
+            assert found == expected
+            if photos is not None:
+                hits = photos.knn(query, k=k).to_pylist()
+                assert [tuple(hit.values()) for hit in hits] == expected
 
     @rule(data=st.data())
     def search(self, data: st.DataObject) -> None:
-        ids, codes = self.numpy()
-        model = data.draw(models(codes))
-        match = model.matches(codes)
-        found = self.photos.search(model)
-        assert np.array_equal(np.sort(found.ids), ids[match])
-        assert self.photos.count(model) == match.sum()
-        ranked = found.table()
-        order = np.lexsort((ids[match], -model.scores(codes[match])))
-        assert np.array_equal(ranked["id"].to_numpy(), ids[match][order])
-        assert np.array_equal(ranked["votes"].to_numpy(), model.votes(codes[match])[order])
-        where = f"SELECT id FROM boxwood.photos_codes WHERE {model.to_sql()} ORDER BY id"
-        assert [i for (i,) in self.con.execute(where).fetchall()] == ids[match].tolist()
+        for con, photos, rows in self.connections():
+            ids, codes, _ = self.table_of(rows)
+            model = data.draw(models(codes))
+            match = model.matches(codes)
+            order = np.lexsort((ids[match], -model.scores(codes[match])))
+            expected = ids[match][order].tolist()
+            found = self.ask(
+                con, "FROM search_model('photos', ?) ORDER BY score DESC, id", [model.to_json()]
+            ).fetchnumpy()
+            assert found["id"].tolist() == expected
+            assert np.array_equal(found["votes"], model.votes(codes[match])[order])
+            count = "SELECT count FROM count_model('photos', ?)"
+            assert self.ask(con, count, [model.to_json()]).fetchall() == [(match.sum(),)]
+            if photos is not None:
+                ranked = photos.search(model).table()
+                assert ranked["id"].to_pylist() == expected
+                assert np.array_equal(ranked["votes"].to_numpy(), found["votes"])
+                assert np.array_equal(ranked["score"].to_numpy(), found["score"])
+                assert photos.count(model) == match.sum()
 
-    @precondition(lambda self: len(self.rows) > 10)
+    @precondition(lambda self: min(len(self.rows), len(self.seen)) > 10)
     @rule(data=st.data(), learner=st.sampled_from(["cover", "branch", "ensemble"]))
     def refine(self, data: st.DataObject, learner: Any) -> None:
-        ids, codes = self.numpy()
-        some = data.draw(
-            st.lists(st.sampled_from(ids.tolist()), min_size=2, max_size=10, unique=True)
-        )
-        cut = data.draw(st.integers(1, len(some)))
-        found = self.photos.refine(
-            some[:cut], some[cut:], learner=learner, random_negatives=50, estimators=5
-        )
-        assert np.array_equal(np.sort(found.ids), ids[found.model.matches(codes)])
-        assert self.con.execute(found.sql).fetchall() == [
-            tuple(row.values()) for row in found.table().to_pylist()
-        ]
-
-    @rule(data=st.data())
-    def range(self, data: st.DataObject) -> None:
-        ids, codes = self.numpy()
-        dims = data.draw(st.lists(st.integers(0, 31), min_size=1, max_size=4, unique=True))
-        bounds = [sorted((data.draw(st.integers(0, 255)), data.draw(st.integers(0, 255))))
-                  for _ in dims]  # fmt: skip
-        inside = np.ones(len(ids), bool)
-        for dim, (lo, hi) in zip(dims, bounds, strict=True):
-            inside &= (codes[:, dim] >= lo) & (codes[:, dim] <= hi)
-        rows = self.con.execute(
-            "SELECT id FROM boxwood_range(?, dims := ?, lo := ?, hi := ?) ORDER BY id",
-            [str(self.photos.index_path), dims, [b[0] for b in bounds], [b[1] for b in bounds]],
-        ).fetchall()
-        assert [i for (i,) in rows] == ids[inside].tolist()
+        for con, photos, rows in self.connections():
+            ids, codes, _ = self.table_of(rows)
+            some = data.draw(
+                st.lists(st.sampled_from(ids.tolist()), min_size=2, max_size=10, unique=True)
+            )
+            cut = data.draw(st.integers(1, len(some)))
+            options = {"learner": learner, "random_negatives": 50, "estimators": 5}
+            [(model,)] = self.ask(
+                con,
+                "SELECT model FROM train_model('photos', positives := ?, negatives := ?, "
+                "learner := ?, random_negatives := 50, estimators := 5)",
+                [some[:cut], some[cut:], learner],
+            ).fetchall()
+            match = Model.from_json(model).matches(codes)
+            found = self.ask(
+                con,
+                "SELECT id FROM refine('photos', positives := ?, negatives := ?, learner := ?, "
+                "random_negatives := 50, estimators := 5) ORDER BY id",
+                [some[:cut], some[cut:], learner],
+            ).fetchnumpy()["id"]
+            assert np.array_equal(found, ids[match])
+            if photos is not None:
+                refined = photos.refine(some[:cut], some[cut:], **options)
+                match = refined.model.matches(codes)
+                assert np.array_equal(np.sort(refined.ids), ids[match])
 
 
-StoreMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=14)
+StoreMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("BOXWOOD_MACHINES", "25")), stateful_step_count=14
+)
 TestStore = StoreMachine.TestCase
 
 

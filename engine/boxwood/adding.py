@@ -7,6 +7,7 @@ an error or a power cut, leaves whole batches; the next add passes over what is 
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from boxwood import catalog
 from boxwood.catalog import quoted, table_name
 from boxwood.encode import Encoder
-from boxwood.encode.decode import Broken, Decoded, Decoder, Item
+from boxwood.encode.decode import TIMEOUT, Broken, Decoded, Decoder, Item
 from boxwood.encode.sources import Sources, columns
 from boxwood.errors import InputError
 from boxwood.progress import Bar
@@ -53,7 +54,7 @@ class AddReport:
     `added` images were embedded, or, with ``duplicates='keep'``, have the codes of another one;
     `known` were in the collection already. `skipped` is a ``pyarrow.Table(uri, reason, detail)`` of
     the rest: the reasons are 'truncated', 'not an image', 'decompression bomb', 'zero pixels',
-    'unreadable', 'broken' and 'duplicate'.
+    'unreadable', 'broken', 'timeout', 'duplicate' and 'same name'.
     """
 
     added: int
@@ -125,6 +126,9 @@ class Adding:
     # waits for its code.
     _pending: set[str] = field(default_factory=set)
     _rows: dict[str, int] = field(default_factory=dict)
+    # What this call has given ids from `_first` on, and what had a row of metadata before.
+    _first: int = 0
+    _filled: set[str] = field(default_factory=set)
     # Hashes: the first 64 bits of those in the database, sorted; those that this call has added;
     # and whose they are, where the database does not say.
     _stored: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
@@ -132,16 +136,28 @@ class Adding:
     _unstored: dict[str, tuple[str, int]] = field(default_factory=dict)
     _next_id: int = 0
 
-    def run(self, batch: int, workers: int | None, progress: bool) -> AddReport:
+    def run(
+        self,
+        batch: int,
+        workers: int | None,
+        progress: bool,
+        timeout: float | None = TIMEOUT,
+    ) -> AddReport:
         start = time.perf_counter()
+        with self.collection.con.cursor() as cur:
+            catalog.check_writable(cur, "add images")
+        if timeout is not None and not (
+            isinstance(timeout, (int, float)) and 0 < timeout <= threading.TIMEOUT_MAX
+        ):
+            raise InputError(f"timeout must be a number of seconds above 0, or None: {timeout!r}")
         encoder = self.collection._need_encoder("embed images")
         recipe = encoder.recipe
         self._stored = self._stored_hashes()
-        self._next_id = self.collection._next_id(0)
+        self._next_id = self._first = self.collection._next_id(0)
         done = 0
         with (
             Bar(self.collection.name, progress) as bar,
-            Decoder(self._unknown(), recipe, workers, min(2 * batch, 1024)) as decoder,
+            Decoder(self._unknown(), recipe, workers, min(2 * batch, 1024), timeout) as decoder,
         ):
             while results := decoder.take(batch):
                 done += len(results)
@@ -171,18 +187,32 @@ class Adding:
             for entry in chunk:
                 if isinstance(entry, Broken):
                     yield entry
-                elif known.get(entry.uri, -1) is None or entry.uri in self._pending:
+                    continue
+                number, coded = known.get(entry.uri, (-1, False))
+                if entry.uri in self._pending or (
+                    coded and (number >= self._first or entry.uri in self._filled)
+                ):
+                    yield _listed_before(entry)
+                elif coded:
                     self.known += 1
                 else:
                     self._pending.add(entry.uri)
-                    if entry.uri in known:
-                        self._rows[entry.uri] = known[entry.uri]  # type: ignore[assignment]
+                    if number >= 0:
+                        self._rows[entry.uri] = number
                     yield entry
 
-    def _known(self, uris: Sequence[str]) -> dict[str, int | None]:
+    def _known(self, uris: Sequence[str]) -> dict[str, tuple[int, bool]]:
+        """The ids of those that have a row of metadata, and whether they have a code."""
         with self.collection.con.cursor() as cur:
-            names = pa.array(dict.fromkeys(uris), pa.string())
-            return known_uris(cur, self.collection._fresh(cur), names)
+            record = self.collection._fresh(cur)
+            found = rows_of_uris(cur, record, pa.array(dict.fromkeys(uris), pa.string()))
+        for uri, (number, _) in found.items():
+            if number < 0:
+                raise InputError(
+                    f"the table {record.table!r} gives {uri} the id {number} in its column "
+                    f"{record.id_column!r}; ids are 0 or more: change it there"
+                )
+        return found
 
     def _stored_hashes(self) -> NDArray[np.uint64]:
         with self.collection.con.cursor() as cur:
@@ -308,6 +338,7 @@ class Adding:
         new = [n for n, image in enumerate(images) if image.item.uri not in self._rows]
         if old:
             ids = [self._rows.pop(images[n].item.uri) for n in old]
+            self._filled.update(images[n].item.uri for n in old)
             collection._append(ids, **values(old))
             self._note([images[n] for n in old], ids, stored=False)
         if new:
@@ -335,10 +366,11 @@ def metadata_columns(cur: duckdb.DuckDBPyConnection, record: catalog.Record) -> 
     return {row[0]: row[1] for row in rows}
 
 
-def known_uris(
-    cur: duckdb.DuckDBPyConnection, record: catalog.Record, uris: Iterable[str] | pa.ChunkedArray
-) -> dict[str, int | None]:
-    """Of the uris that have a row of metadata: None if it has a code, else its id."""
+def rows_of_uris(
+    cur: duckdb.DuckDBPyConnection, record: catalog.Record, uris: pa.Array | pa.ChunkedArray
+) -> dict[str, tuple[int, bool]]:
+    """Of the uris that have a row of metadata: its id, and whether it has a code. Of several rows
+    of one uri, one with a code."""
     kinds = metadata_columns(cur, record)
     if record.table is None:
         return {}
@@ -350,16 +382,23 @@ def known_uris(
     listed = pa.table({"uri": uris})
     with catalog.registered(cur, "boxwood_uris", listed):
         rows = cur.execute(
-            f"SELECT m.uri, m.{quoted(record.id_column)}, c.id IS NOT NULL "
+            f"SELECT m.uri, m.{quoted(record.id_column)}, c.id IS NOT NULL AS coded "
             f"FROM {table_name(record.table)} m "
             f"LEFT JOIN {record.codes} c ON c.id = m.{quoted(record.id_column)} "
-            "WHERE m.uri IN (SELECT uri FROM boxwood_uris)"
+            "WHERE m.uri IN (SELECT uri FROM boxwood_uris) "
+            f"AND m.{quoted(record.id_column)} IS NOT NULL ORDER BY coded"
         ).fetchall()
-    found: dict[str, int | None] = {
-        uri: number for uri, number, coded in rows if not coded and number is not None
+    return {uri: (number, coded) for uri, number, coded in rows}
+
+
+def known_uris(
+    cur: duckdb.DuckDBPyConnection, record: catalog.Record, uris: pa.Array | pa.ChunkedArray
+) -> dict[str, int | None]:
+    """Of the uris that have a row of metadata: None if it has a code, else its id."""
+    return {
+        uri: None if coded else number
+        for uri, (number, coded) in rows_of_uris(cur, record, uris).items()
     }
-    found.update((uri, None) for uri, _, coded in rows if coded)
-    return found
 
 
 def fitting(
@@ -390,6 +429,17 @@ def fitting(
         if change is not None:
             cur.execute(f"ALTER TABLE {table_name(record.table)} {change}")
     return rows, "hash" in rows.column_names
+
+
+def _listed_before(item: Item) -> Broken:
+    """An image whose uri another one of this call has."""
+    if isinstance(item.data, str):
+        return Broken(item.uri, "duplicate", "the same file is listed before, in this call")
+    said = (
+        "an image before it in this call is called the same; rename one, or in a table name the "
+        "column that tells them apart, key=.. (--key)"
+    )
+    return Broken(item.uri, "same name", said)
 
 
 def _uri(result: Decoded | Broken) -> str:

@@ -158,16 +158,6 @@ def temporary_folder() -> str:
 # --- collections ----------------------------------------------------------------------------------
 
 
-class Rows(NamedTuple):
-    """Images as the codes table and the index hold them."""
-
-    ids: native.Ids
-    codes: Codes
-    """(n, 32)"""
-    fine: Codes | None
-    """(n, 128); None in collections without fine codes."""
-
-
 class Coding(NamedTuple):
     """How embeddings become codes, and fine codes where the last two are not None."""
 
@@ -266,6 +256,10 @@ class Record:
     fine_offset: float | None = None
     fine_scale: float | None = None
     keep_embeddings: bool = False
+    indexed: int = 0
+    """A generation that the index on disk has at least, and"""
+    checksum: int = 0
+    """the checksum of the manifest of that generation; 0: unknown."""
 
     @property
     def codes(self) -> str:
@@ -330,6 +324,13 @@ def table_exists(cur: duckdb.DuckDBPyConnection, name: str) -> bool:
     return row is not None and row[0] > 0
 
 
+_RECORDS = (
+    f"SELECT {_FIELDS}, coalesce(indexed, 0), coalesce(checksum, 0) FROM boxwood.collections "
+    "LEFT JOIN (SELECT collection AS name, generation AS indexed, checksum FROM boxwood.indexes) "
+    "USING (name)"
+)
+
+
 def names(cur: duckdb.DuckDBPyConnection) -> list[str]:
     if not exists(cur):
         return []
@@ -342,7 +343,7 @@ def _other_version() -> Iterator[None]:
     """Tables that lack columns were made by another version; there is nothing to guess."""
     try:
         yield
-    except duckdb.BinderException as error:
+    except (duckdb.BinderException, duckdb.CatalogException) as error:
         raise Error(
             "the tables of the schema boxwood in this database are those of another version of "
             f"Boxwood ({str(error).splitlines()[0]}): open it with that version, or make its "
@@ -350,12 +351,13 @@ def _other_version() -> Iterator[None]:
         ) from error
 
 
-def record(cur: duckdb.DuckDBPyConnection, name: str) -> Record:
+def record(cur: duckdb.DuckDBPyConnection, name: str, opened: bool = False) -> Record:
+    """The record of a collection; `opened`: it was there before, so that there is a schema."""
     check_name(name)
     row = None
-    if exists(cur):
+    if opened or exists(cur):
         with _other_version():
-            row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
+            row = one(cur, f"{_RECORDS} WHERE name = ?", [name])
     if row is None:
         others = names(cur)
         alike = next((other for other in others if other.lower() == name.lower()), None)
@@ -376,7 +378,7 @@ def records(cur: duckdb.DuckDBPyConnection) -> list[Record]:
     if not exists(cur):
         return []
     with _other_version():
-        rows = cur.execute(f"SELECT {_FIELDS} FROM boxwood.collections ORDER BY name").fetchall()
+        rows = cur.execute(f"{_RECORDS} ORDER BY name").fetchall()
     return [Record(row[0], uuids.UUID(row[1]), *row[2:]) for row in rows]
 
 
@@ -407,7 +409,9 @@ def _create_codes(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
     columns = ", ".join(f"{column} UTINYINT NOT NULL" for column in COLUMNS)
     if of.fine:
         columns += f", {FINE} UTINYINT[{native.FINE_DIMS}] NOT NULL"
-    cur.execute(f"CREATE TABLE {of.codes} (id BIGINT PRIMARY KEY, {columns})")
+    cur.execute(
+        f"CREATE TABLE {of.codes} (id BIGINT PRIMARY KEY, generation BIGINT NOT NULL, {columns})"
+    )
 
 
 def given_texts(
@@ -483,13 +487,41 @@ def remove_unused_heads(cur: duckdb.DuckDBPyConnection) -> None:
 
 
 def raise_generation(cur: duckdb.DuckDBPyConnection, old: Record) -> Record:
-    """The next generation; within the caller's transaction."""
-    cur.execute(
-        "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ?", [old.name]
+    """The next generation, for what is written next; within the caller's transaction."""
+    row = one(
+        cur,
+        "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ? "
+        "RETURNING generation",
+        [old.name],
     )
-    row = one(cur, "SELECT generation FROM boxwood.collections WHERE name = ?", [old.name])
     assert row is not None
     return replace(old, generation=row[0])
+
+
+def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> None:
+    """Note that an index of this generation, with a manifest of this checksum, is on disk; within
+    the caller's transaction."""
+    cur.execute(
+        "INSERT OR REPLACE INTO boxwood.indexes VALUES (?, ?, ?)",
+        [of.name, of.generation, checksum],
+    )
+    cur.execute(
+        "DELETE FROM boxwood.deleted WHERE collection = ? AND generation <= ?",
+        [of.name, of.generation],
+    )
+
+
+def remove(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
+    """Remove a collection and what is kept of it; within the caller's transaction."""
+    cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [of.name])
+    for table in ("indexes", "deleted"):
+        cur.execute(f"DELETE FROM boxwood.{table} WHERE collection = ?", [of.name])
+    remove_texts(cur, of.name)
+    remove_unused_heads(cur)
+    cur.execute(f"DROP TABLE {of.codes}")
+    cur.execute(f"DROP TABLE IF EXISTS {of.embeddings}")
+    if of.table is not None and of.owns_table:
+        cur.execute(f"DROP TABLE IF EXISTS {table_name(of.table)}")
 
 
 # --- heads, quantizers, encoders ------------------------------------------------------------------
@@ -732,17 +764,17 @@ def _strings(values: str | Sequence[str], what: str, empty: str) -> tuple[str, .
 
 
 def phrase_codes(
-    cur: duckdb.DuckDBPyConnection, name: str, phrases: Sequence[Phrase]
+    cur: duckdb.DuckDBPyConnection, name: str, phrases: Sequence[Phrase], begun: bool = False
 ) -> tuple[Codes, Codes | None, str]:
     """Codes (n, 32) of phrases, their fine codes (n, 128) where the collection has such, and the
     fingerprint of the codes.
 
     Single texts come from boxwood.texts where they are known. All others are embedded in one call
     of the collection's encoder, and single texts, a hundred at most, kept in boxwood.texts when the
-    database can be written.
+    database can be written. `begun`: in a transaction of the caller's, where nothing is kept.
     """
     plain = [phrase.plain for phrase in phrases]
-    with _snapshot(cur):
+    with snapshot(cur, begun):
         of = record(cur, name)
         known = stored_texts(cur, of, [text for text in plain if text is not None])
         todo = [n for n, text in enumerate(plain) if text is None or text not in known]
@@ -763,7 +795,8 @@ def phrase_codes(
         codes[todo] = made
         if fine is not None and made_fine is not None:
             fine[todo] = made_fine
-        _keep_texts(cur, of, [plain[n] for n in todo], made, made_fine)
+        if not begun:
+            _keep_texts(cur, of, [plain[n] for n in todo], made, made_fine)
     for n, text in enumerate(plain):
         if text in known:
             codes[n], finer = known[text]
@@ -792,7 +825,7 @@ def image_codes(
 ) -> tuple[Codes, Codes | None, str]:
     """Codes of image files, by their paths or what they hold, as `phrase_codes` gives them. Each is
     decoded when its turn comes, a batch at a time, and what was embedded lately is not again."""
-    with _snapshot(cur):
+    with snapshot(cur):
         of = record(cur, name)
         coding = _need_coding(cur, of)
     encoder = _need_encoder(of)
@@ -838,8 +871,12 @@ class _ImageFile:
 
 
 @contextmanager
-def _snapshot(cur: duckdb.DuckDBPyConnection) -> Iterator[None]:
-    """Let queries see one state of the database, whatever is committed meanwhile."""
+def snapshot(cur: duckdb.DuckDBPyConnection, begun: bool = False) -> Iterator[None]:
+    """Let queries see one state of the database, whatever is committed meanwhile. `begun`: a
+    transaction of the caller's does that already."""
+    if begun:
+        yield
+        return
     cur.execute("BEGIN")
     try:
         yield
@@ -866,8 +903,3 @@ def _need_coding(cur: duckdb.DuckDBPyConnection, of: Record) -> Coding:
 def _need_encoder(of: Record) -> Encoder:
     assert of.encoder is not None
     return open_encoder(of.encoder, of.encoder_fingerprint)
-
-
-def row_count(cur: duckdb.DuckDBPyConnection, of: Record) -> int:
-    row: Any = one(cur, f"SELECT count(*) FROM {of.codes}")
-    return int(row[0])

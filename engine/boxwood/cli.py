@@ -104,9 +104,22 @@ _EXAMPLES = {
   boxwood recode photos.duckdb photos --head shared
   boxwood recode photos.duckdb photos --head pca --embeddings embeddings.parquet
 """,
+    "delete": """\
+  boxwood delete photos.duckdb photos --ids 17,42
+  boxwood delete photos.duckdb photos --ids @wrong.txt
+  boxwood delete photos.duckdb photos --where "uri LIKE '%/thumbnails/%'"
+""",
+    "verify": """\
+  boxwood verify photos.duckdb
+  boxwood verify photos.duckdb photos
+""",
+    "compact": """\
+  boxwood compact photos.duckdb
+  boxwood compact photos.duckdb photos --progress
+""",
     "repair": """\
   boxwood repair photos.duckdb
-  boxwood repair photos.duckdb photos --check
+  boxwood repair photos.duckdb photos
 """,
 }
 
@@ -115,14 +128,14 @@ _EXIT_CODES = """\
 exit codes:
   0    done; images that cannot be read are named on standard error and left out
   1    an error, explained on standard error; also when not one image could be read,
-       and when `repair --check` finds that a repair is needed
+       and when `verify` finds that a repair is needed
   2    wrong usage
   130  interrupted
 """
 
 _SOURCES = (
-    "images: files, folders with all below them, globs in quotes, tar shards, and Parquet files "
-    "with images in them"
+    "images: files, folders with all below them, globs in quotes, tar shards (also .tar.gz, .tgz, "
+    ".tar.bz2, .tar.xz), and Parquet files with images in them"
 )
 _UNREADABLE = (
     "Images that cannot be read are named and left out; the exit code is then 0 all the same, and "
@@ -182,6 +195,16 @@ def _positive(text: str) -> int:
 
 def _count(text: str) -> int:
     return _whole(text, 0)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return seconds
 
 
 def _share(text: str) -> float:
@@ -302,6 +325,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--workers", type=_count, metavar="N",
                          help="processes that decode; 0: threads (default: one a core, 16 at "
                          "most, but threads on fewer than 4 cores)")
+        sub.add_argument("--timeout", type=_seconds, metavar="SECONDS",
+                         help="give an image up that takes longer to decode (default: 60)")
 
     sub = command(
         "create", _create, "make a collection of images or of embeddings",
@@ -454,11 +479,30 @@ def _parser() -> argparse.ArgumentParser:
                      help="its column of embeddings (default: %(default)s)")
     progress(sub)
 
+    sub = command("delete", _delete, "remove images from a collection",
+                  "Their codes, and their rows in a metadata table that Boxwood made. Files are "
+                  "left alone. By SQL: DELETE FROM the metadata table.")
+    place(sub)
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--ids", type=_ids, metavar="IDS",
+                       help="numbers with commas between them, or @FILE with one a line")
+    which.add_argument("--where", metavar="CONDITION",
+                       help="SQL over the columns of the metadata table")
+
+    sub = command("verify", _verify, "check the index in depth",
+                  "The files, and every row of them against the database. Exit code 1 when a "
+                  "repair is needed.")
+    place(sub, optional=True)
+
+    sub = command("compact", _compact, "make the index small and fast again",
+                  "One segment of all rows, in one order, without what was deleted. Searches go on "
+                  "meanwhile.")
+    place(sub, optional=True)
+    progress(sub)
+
     sub = command("repair", _repair, "rebuild the index from the database",
                   "The database is the truth; the index beside it can always be made again.")
     place(sub, optional=True)
-    sub.add_argument("--check", action="store_true",
-                     help="only look, in depth; exit code 1 when a repair is needed")
     progress(sub)
 
     _add_head(commands, command, progress)
@@ -711,7 +755,7 @@ def _check_source(args: argparse.Namespace) -> None:
                 args.parser.error(f"--{option} belongs to --parquet or --table")
     images = args.images if args.command == "create" else args.paths or args.table
     if not images:
-        for option in ("column", "key", "report", "workers"):
+        for option in ("column", "key", "report", "workers", "timeout"):
             if getattr(args, option) is not None:
                 args.parser.error(f"--{option} belongs to images")
 
@@ -821,6 +865,7 @@ def _add_images(args: argparse.Namespace, collection: Collection, source: Any) -
     report = collection.add_images(
         source, column=args.column, key=args.key, duplicates=args.duplicates,
         progress=_wants_progress(args), batch=args.batch, workers=args.workers,
+        **({} if args.timeout is None else {"timeout": args.timeout}),
     )  # fmt: skip
     skipped = len(report.skipped)
     if not (report.added or report.known or skipped):
@@ -836,7 +881,7 @@ def _add_images(args: argparse.Namespace, collection: Collection, source: Any) -
     failed = skipped - report.reasons.get("duplicate", 0)
     print(
         f"{report.added:,} added, {report.known:,} were there already, "
-        f"{failed:,} could not be read; "
+        f"{failed:,} could not be added; "
         f"{report.seconds:.1f} s, {report.images_per_second:,.1f} images/s"
     )
     if skipped:
@@ -984,7 +1029,7 @@ def _info(args: argparse.Namespace) -> int:
     else:
         print(f"{args.database} has no collections; `boxwood create` makes one")
     for info in infos:
-        if info["state"] != "current":
+        if info["state"] not in ("current", "behind"):
             command = shlex.join(["boxwood", "repair", str(args.database), info["name"]])
             _note(
                 f"the index of {info['name']} is {info['state']}; the rows are safe, and "
@@ -1051,31 +1096,79 @@ def _recode(args: argparse.Namespace) -> int:
     return OK
 
 
-def _repair(args: argparse.Namespace) -> int:
+def _delete(args: argparse.Namespace) -> int:
+    with _collection(args, write=True) as collection:
+        ids = args.ids
+        if ids is None:
+            from boxwood.catalog import quoted, table_name
+
+            if collection.table is None:
+                raise CommandError(
+                    f"the collection {args.name!r} has no metadata table, so there is nothing to "
+                    "say a condition of: name the --ids"
+                )
+            rows = collection.con.execute(
+                f"SELECT {quoted(collection.id_column)}::BIGINT FROM "
+                f"{table_name(collection.table)} WHERE ({args.where}\n)"
+            ).fetchall()
+            ids = [row[0] for row in rows if row[0] is not None]
+        gone = collection.delete(ids)
+        print(f"{args.name}: {gone:,} deleted, {len(collection):,} left")
+    return OK
+
+
+def _each(args: argparse.Namespace, con: Any) -> list[str]:
+    """The collection that is named, or all."""
+    import boxwood
+
+    if args.name is not None:
+        return [args.name]
+    names = boxwood.Collection.list(con)
+    if not names:
+        print(f"{args.database} has no collections")
+    return names
+
+
+def _verify(args: argparse.Namespace) -> int:
     import boxwood
 
     code = OK
-    with _connection(args, write=not args.check) as con:
-        names = [args.name] if args.name is not None else boxwood.Collection.list(con)
-        for name in names:
-            if args.check:
-                try:
-                    boxwood.Collection.open(con, name).verify()
-                except boxwood.Error as error:
-                    print(f"{name}: {error}")
-                    code = FAILED
-                else:
-                    print(f"{name}: sound")
+    with _connection(args) as con:
+        for name in _each(args, con):
+            try:
+                boxwood.Collection.open(con, name).verify()
+            except boxwood.Error as error:
+                print(f"{name}: {error}")
+                code = FAILED
             else:
-                try:
-                    collection = boxwood.Collection.open(con, name)
-                    collection.repair(progress=_wants_progress(args))
-                except boxwood.IndexProblem:
-                    collection = boxwood.Collection.open(con, name, repair=True)
-                print(f"{name}: index rebuilt, {len(collection):,} rows")
-        if not names:
-            print(f"{args.database} has no collections")
+                print(f"{name}: sound")
     return code
+
+
+def _compact(args: argparse.Namespace) -> int:
+    import boxwood
+
+    with _connection(args, write=True) as con:
+        for name in _each(args, con):
+            collection = boxwood.Collection.open(con, name)
+            collection.compact(progress=_wants_progress(args))
+            info = collection.info()
+            print(f"{name}: {info['rows']:,} rows, {info['bytes']:,} bytes of index")
+    return OK
+
+
+def _repair(args: argparse.Namespace) -> int:
+    import boxwood
+
+    with _connection(args, write=True) as con:
+        for name in _each(args, con):
+            try:
+                collection = boxwood.Collection.open(con, name)
+                collection.repair(progress=_wants_progress(args))
+            except boxwood.IndexProblem:
+                collection = boxwood.Collection.open(con, name, repair=True)
+            print(f"{name}: index rebuilt, {len(collection):,} rows")
+    return OK
 
 
 def _head_train(args: argparse.Namespace) -> int:
@@ -1109,8 +1202,8 @@ def _go_on(args: argparse.Namespace) -> str:
         return head_cli.go_on(args)
     if args.command == "recode":
         return _recoded(args)
-    if args.command == "repair":
-        return "nothing was changed" if args.check else "the rows are safe; run it again"
+    if args.command in ("compact", "repair"):
+        return "the rows are safe; run it again"
     if args.command == "create":
         if getattr(args, "kept", False):
             return "what was committed stays, and `boxwood add` goes on from there"

@@ -11,6 +11,7 @@ import signal
 import threading
 import time
 import uuid as uuids
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, ValuesView
 from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, contextmanager, suppress
@@ -23,9 +24,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from boxwood import catalog, native
+from boxwood import catalog, native, rows
 from boxwood.adding import Adding, AddReport, Duplicates, fitting, known_uris
-from boxwood.catalog import Codes, Coding, Record, Rows, literal, quoted, table_name
+from boxwood.catalog import Codes, Coding, Record, literal, quoted, table_name
 from boxwood.connection import name_indexes
 from boxwood.encode import (
     DIMS,
@@ -38,6 +39,7 @@ from boxwood.encode import (
     vocabulary,
 )
 from boxwood.encode import check_embeddings as check
+from boxwood.encode.decode import TIMEOUT
 from boxwood.encode.sources import ClipRetrieval, Sources
 from boxwood.errors import (
     Error,
@@ -52,7 +54,9 @@ from boxwood.errors import (
 from boxwood.model import Model
 from boxwood.native import Ids
 from boxwood.progress import Bar
-from boxwood.store import Store, hint, inspect, store_at
+from boxwood.rows import Rows
+from boxwood.store import Draft, Store, hint, inspect, store_at
+from boxwood.view import View
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -233,6 +237,7 @@ class Collection:
         self._record = record
         self._store = store
         self._coding: tuple[tuple[str, ...], Coding] | None = None  # by its fingerprints
+        self._writable = False  # once that is known
 
     # --- making, opening, dropping ----------------------------------------------------------------
 
@@ -321,7 +326,7 @@ class Collection:
                 if head is not None:
                     catalog.store_head(cur, head)
                 catalog.insert(cur, record, given)
-                store.create(record)
+                catalog.set_indexed(cur, record, store.create(record))
             name_indexes(con)
             return cls(con, record, store)
 
@@ -334,9 +339,9 @@ class Collection:
         repair: bool = False,
         encoder: str | Encoder | None = None,
     ) -> Collection:
-        """Open a collection. An index that is behind (a process died) is brought up to date; for
-        one that is missing, damaged or foreign there is an IndexProblem, or, with `repair`, a new
-        index from the rows in the database.
+        """Open a collection. An index that is behind takes in what it lacks, and one that is older
+        or newer than the database is made anew; for one that is missing, damaged or foreign there
+        is an IndexProblem, or, with `repair`, a new index from the rows in the database.
 
         encoder: the collection's own, where its name does not lead to it any more: a checkpoint
             file that lies elsewhere now. Any other is refused.
@@ -358,37 +363,64 @@ class Collection:
                     )
                 catalog.keep_encoder(model, record.encoder)
             where = catalog.database(cur)
-            store = store_at(record.index_path(where))
+            self = cls(con, record, store_at(record.index_path(where)))
             try:
-                with store.lock:
-                    cls._open_index(cur, record, where, store, repair)
+                with self._store.lock:
+                    self._open_index(cur, where, repair)
             finally:
                 name_indexes(con)
-        return cls(con, record, store)
+        return self
 
-    @staticmethod
     def _open_index(
-        cur: duckdb.DuckDBPyConnection,
-        record: Record,
-        where: catalog.Database,
-        store: Store,
-        repair: bool,
+        self, cur: duckdb.DuckDBPyConnection, where: catalog.Database, repair: bool
     ) -> None:
+        """See to it that the index answers for the rows; under the store's lock."""
         try:
-            if not store.open(record, catalog.row_count(cur, record)):
+            try:
+                with catalog.snapshot(cur):
+                    record = self._fresh(cur)
+                    self._check_index(cur, record)
+            except IndexStale:
                 if where.read_only:
-                    raise IndexStale(
-                        f"the index in {store.path} is not of the same generation as the "
-                        f"rows: open {where.path} once without read_only, which mends it"
-                    )
-                store.refresh(cur, record)
-        except IndexStale:
-            raise
+                    raise
+                self._bring_up(cur, anew=True)
+            else:
+                if rows.pending(cur, record) and not where.read_only:
+                    self._bring_up(cur)
         except IndexProblem as error:
             if not repair:
-                raise hint(error, where, record.name) from error
-            catalog.check_writable(cur, f"repair the index of {record.name!r}")
-            store.rebuild(cur, record)
+                raise hint(error, where, self.name) from error
+            catalog.check_writable(cur, f"repair the index of {self.name!r}")
+            self._bring_up(cur, anew=True)
+
+    def _check_index(self, cur: duckdb.DuckDBPyConnection, record: Record) -> None:
+        """That the index is of these rows, as far as that can be told without reading them all."""
+        index = self._store.open(record)
+        since = index.info.generation
+        if since > record.generation:
+            raise self._too_new(index)
+        if since > record.indexed or not record.checksum:
+            # A crash came before the database knew of this index, or it is that of another history.
+            try:
+                self._store.verify(cur, record)
+            except IndexMismatch as error:
+                raise IndexStale(str(error)) from error
+            return
+        index = index.without(self._store.changes(cur, record, index).ids)
+        row = catalog.one(
+            cur, f"SELECT count(*) FROM {record.codes} WHERE generation <= ?", [since]
+        )
+        if row is not None and row[0] != len(index):
+            raise IndexStale(
+                f"the index in {self.index_path} has {len(index):,} rows of generation {since}, "
+                f"the codes table {row[0]:,}"
+            )
+
+    def _too_new(self, index: native.Index) -> IndexStale:
+        return IndexStale(
+            f"the index in {self.index_path} is newer (generation {index.info.generation}) than "
+            "the rows: the database may have been put back from an older copy"
+        )
 
     @staticmethod
     def list(con: duckdb.DuckDBPyConnection) -> builtins.list[str]:
@@ -409,13 +441,7 @@ class Collection:
         """Remove the collection: codes, index, and the metadata table if Boxwood made it."""
         with self._writing("drop the collection") as (cur, record):
             with _transaction(cur):
-                cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [self.name])
-                catalog.remove_texts(cur, self.name)
-                catalog.remove_unused_heads(cur)
-                cur.execute(f"DROP TABLE {record.codes}")
-                cur.execute(f"DROP TABLE IF EXISTS {record.embeddings}")
-                if record.table is not None and record.owns_table:
-                    cur.execute(f"DROP TABLE IF EXISTS {table_name(record.table)}")
+                catalog.remove(cur, record)
             self._store.remove()
         name_indexes(self.con)
 
@@ -678,6 +704,7 @@ class Collection:
         ):
             coding = None if sample is None else self._coding_of(cur, record)
             with _transaction(cur):
+                record = catalog.raise_generation(cur, record)
                 if metadata is not None:
                     cur.execute(f"CREATE TABLE {table_name(self.name)} AS {metadata}")
                     record = self._adopt_table(cur, record)
@@ -692,29 +719,27 @@ class Collection:
                     with _row_offset(done):
                         if coding is None:
                             record = self._take_ready(cur, record, fine is not None, catalog.GIVEN)
-                            rows = Rows(ids, native.check_codes(values), fine)
+                            new = Rows(ids, native.check_codes(values), fine)
                         else:
                             vectors = check(values)
                             _check_width(record, coding, vectors)
-                            rows = Rows(ids, *coding.images(vectors))
+                            new = Rows(ids, *coding.images(vectors))
                     _unique(ids)
-                    self._refuse_known(cur, record, ids)
+                    left = self._refuse_known(cur, record, ids)
+                    details = None
                     if describe is not None:
                         details = describe(cur, done, len(ids))
                         details, _ = fitting(cur, record, details)
                         details = _metadata_rows(details, ids, self.id_column)
-                        record = self._insert_metadata(cur, record, details)
-                    _insert_codes(cur, record, rows)
+                    record = self._insert(cur, record, new, left, details)
                     if coding is not None:
-                        _keep_embeddings(cur, record, ids, vectors)
+                        rows.keep_embeddings(cur, record, ids, vectors)
                     done += len(ids)
                     bar.update(done, total)
-                record = catalog.raise_generation(cur, record)
-                names = self._store.prepare(cur, record)
+                draft = self._store.prepare(cur, record)
                 committing.enter_context(_interrupts_deferred())
             self._record = record
-            self._store.behind = True
-            self._after_commit(done, lambda: self._store.publish(record, names))
+            self._after_commit(done, lambda: self._publish(cur, record, draft))
         return done
 
     @contextmanager
@@ -758,6 +783,21 @@ class Collection:
             alone, or, if its first ready codes came without, codes without. Embeddings make codes
             of a fingerprint.
         """
+        fingerprint = self._check_given(embeddings, codes, fine, encoder, fingerprint)
+        return self._append(
+            ids, embeddings=embeddings, codes=codes, fine=fine, metadata=metadata,
+            fingerprint=fingerprint,
+        )  # fmt: skip
+
+    def _check_given(
+        self,
+        embeddings: ArrayLike | None,
+        codes: ArrayLike | None,
+        fine: ArrayLike | None,
+        encoder: str | Encoder | None,
+        fingerprint: str | None,
+    ) -> str:
+        """What `append` and `update` take; the fingerprint of ready codes."""
         if (embeddings is None) == (codes is None):
             raise InputError("pass either embeddings or codes")
         if fine is not None and codes is None:
@@ -771,10 +811,7 @@ class Collection:
             if embeddings is None:
                 raise InputError("an encoder goes with embeddings")
             self._refuse_encoder(encoder)
-        return self._append(
-            ids, embeddings=embeddings, codes=codes, fine=fine, metadata=metadata,
-            fingerprint=fingerprint or catalog.GIVEN,
-        )  # fmt: skip
+        return fingerprint or catalog.GIVEN
 
     def _refuse_encoder(self, encoder: str | Encoder) -> None:
         """An error for any encoder but the collection's."""
@@ -808,12 +845,14 @@ class Collection:
         fine: ArrayLike | None = None,
         metadata: Any = None,
         fingerprint: str | None = None,
+        anew: bool = False,
     ) -> int:
-        """As `append`; codes without a fingerprint are this very collection's. Both embeddings and
-        codes: those of rows that the collection has, of which these become copies."""
+        """As `append`, or with `anew` as `update`; codes without a fingerprint are this very
+        collection's. Both embeddings and codes: those of rows that the collection has, of which
+        these become copies."""
         numbers = native.check_ids(ids)
         if not len(numbers):
-            raise InputError("there is nothing to append: ids are empty")
+            raise InputError(f"there is nothing to {'update' if anew else 'append'}: ids are empty")
         given = None if codes is None else native.check_codes(_matrix(codes, "codes"))
         vectors = None if embeddings is None else check(_matrix(embeddings, "embeddings"))
         count = len(given if given is not None else vectors)  # type: ignore[arg-type]
@@ -828,7 +867,9 @@ class Collection:
         details = None
         if metadata is not None:
             details = _metadata_rows(metadata, numbers, self.id_column)
-        with self._writing("append") as (cur, record):
+        with self._changing("update" if anew else "append") as (cur, record):
+            if anew:
+                self._need(cur, record, numbers)
             chosen = None
             if given is None:
                 assert vectors is not None
@@ -838,28 +879,102 @@ class Collection:
                 if coding is None:
                     raise self._no_embeddings()
                 _check_width(record, coding, vectors)
-                rows = Rows(numbers, *coding.images(vectors))
+                new = Rows(numbers, *coding.images(vectors))
             else:
-                rows = Rows(numbers, given, second)
-            self._refuse_known(cur, record, numbers)
-            with _interrupts_deferred():
-                with _transaction(cur):
-                    if chosen is not None:
-                        record = self._store_coding(cur, record, chosen)
-                    elif vectors is None:
-                        record = self._take_ready(cur, record, second is not None, fingerprint)
-                    if details is not None:
-                        record = self._insert_metadata(cur, record, details)
-                    _insert_codes(cur, record, rows)
-                    if vectors is not None:
-                        _keep_embeddings(cur, record, numbers, vectors)
-                    record = catalog.raise_generation(cur, record)
-                self._record = record
-                mended, self._store.behind = self._store.behind, True
-                self._after_commit(count, lambda: self._index_rows(cur, record, rows))
-                if mended:
-                    name_indexes(self.con)
+                new = Rows(numbers, given, second)
+            # Outside of a transaction of the caller's the primary key may refuse ids.
+            refused = cur is not self.con and record.table is None
+            left = numbers if anew else numbers[:0]
+            if not anew and not refused:
+                left = self._refuse_known(cur, record, numbers)
+            with self._diagnosed(cur, record, numbers), self._committing(cur, count):
+                now = catalog.raise_generation(cur, record)
+                if chosen is not None:
+                    now = self._store_coding(cur, now, chosen)
+                elif vectors is None:
+                    now = self._take_ready(cur, now, second is not None, fingerprint)
+                self._record = self._insert(cur, now, new, left, details)
+                if vectors is not None:
+                    rows.keep_embeddings(cur, self._record, numbers, vectors)
+            if (record.table, record.fine) != (self._record.table, self._record.fine):
+                name_indexes(self.con)
         return count
+
+    def delete(self, ids: ArrayLike) -> int:
+        """Remove images; returns how many there were. Ids that the collection lacks are passed
+        over. Rows of a metadata table that Boxwood made go as well; a table of the user's own is
+        left alone.
+
+        Within a transaction that is open on the connection this is a part of it. To delete by a
+        condition, delete from the metadata table by SQL: an image without a row there is gone.
+        """
+        numbers = np.unique(native.check_ids(_listed(ids)))
+        if not len(numbers):
+            return 0
+        with self._changing("delete images") as (cur, record):
+            there = rows.known(cur, record, numbers)
+            gone = rows.without_metadata(cur, record, there)
+            if len(there):
+                with self._committing(cur, len(there)):
+                    self._record = self._remove(cur, record, there)
+        return len(there) - len(gone)
+
+    def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> Record:
+        """Remove images; within the caller's transaction."""
+        record = catalog.raise_generation(cur, record)
+        rows.remove(cur, record, ids)
+        if record.table is not None and record.owns_table:
+            with catalog.registered(cur, "boxwood_gone", pa.table({"id": ids})):
+                cur.execute(
+                    f"DELETE FROM {table_name(record.table)} WHERE "
+                    f"{quoted(record.id_column)} IN (SELECT id FROM boxwood_gone)"
+                )
+        return record
+
+    def update(
+        self,
+        ids: ArrayLike,
+        *,
+        embeddings: ArrayLike | None = None,
+        codes: ArrayLike | None = None,
+        fine: ArrayLike | None = None,
+        encoder: str | Encoder | None = None,
+        fingerprint: str | None = None,
+    ) -> int:
+        """Give images of the collection new embeddings, or new codes, as `append` takes them;
+        returns their number. Either all are changed or none; within a transaction that is open on
+        the connection this is a part of it."""
+        fingerprint = self._check_given(embeddings, codes, fine, encoder, fingerprint)
+        return self._append(
+            ids, embeddings=embeddings, codes=codes, fine=fine, fingerprint=fingerprint, anew=True
+        )
+
+    def _insert(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        record: Record,
+        new: Rows,
+        left: Ids,
+        details: pa.Table | None,
+    ) -> Record:
+        """Insert rows with their metadata, or see to it that they have some; `left` are ids of
+        which there are still codes. Within the caller's transaction."""
+        if len(left):
+            rows.remove(cur, record, left)
+        if details is not None:
+            record = self._insert_metadata(cur, record, details)
+        elif record.table is not None:
+            lacking = rows.without_metadata(cur, record, new.ids)
+            if len(lacking) and not record.owns_table:
+                raise InputError(
+                    f"the collection's table {record.table!r} has no row of {len(lacking):,} of "
+                    f"the ids, for example {lacking[0]}: insert them there first, or pass metadata"
+                )
+            if len(lacking):
+                key = pa.table({record.id_column: lacking})
+                record = self._insert_metadata(cur, record, key)
+        rows.insert(cur, record, new)
+        return record
 
     def _take_ready(
         self,
@@ -908,13 +1023,6 @@ class Collection:
             )
         return record
 
-    def _index_rows(self, cur: duckdb.DuckDBPyConnection, record: Record, rows: Rows) -> None:
-        store = self._store
-        if store.index is not None and store.index.info.generation + 1 == record.generation:
-            store.extend(record, rows)
-        else:
-            store.refresh(cur, record)
-
     def _after_commit(self, rows: int, index: Callable[[], None]) -> None:
         """Bring the index up to date with rows that are committed."""
         try:
@@ -933,17 +1041,40 @@ class Collection:
             f"the collection {self.name!r} holds ready codes, so it cannot take embeddings"
         )
 
-    def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
-        with catalog.registered(cur, "boxwood_new_ids", pa.table({"id": ids})):
-            known = catalog.one(
-                cur,
-                "SELECT count(*), min(id) FROM boxwood_new_ids "
-                f"SEMI JOIN {record.codes} USING (id)",
-            )
-        if known and known[0]:
+    @contextmanager
+    def _diagnosed(
+        self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids
+    ) -> Iterator[None]:
+        """Say which ids the primary key has refused."""
+        try:
+            yield
+        except duckdb.ConstraintException:
+            if cur is not self.con:
+                self._refuse_known(cur, record, ids)
+            raise
+
+    def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> Ids:
+        """Refuse ids that the collection holds. Returns those of which it still has codes, though
+        they were deleted from the metadata table."""
+        there = rows.known(cur, record, ids)
+        left = rows.without_metadata(cur, record, there)
+        if len(left) < len(there):
+            held = np.setdiff1d(there, left)
             raise InputError(
-                f"{known[0]:,} of the ids are in the collection {self.name!r} already, for example "
-                f"{known[1]}: an image is added once"
+                f"{len(held):,} of the ids are in the collection {self.name!r} already, for "
+                f"example {held[0]}: an image is added once; update() gives it another code"
+            )
+        return left
+
+    def _need(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
+        """Refuse ids that the collection lacks."""
+        there = rows.known(cur, record, ids)
+        there = np.setdiff1d(there, rows.without_metadata(cur, record, there))
+        if len(there) < len(ids):
+            lacking = np.setdiff1d(ids, there)
+            raise InputError(
+                f"{len(lacking):,} of the ids are not in the collection {self.name!r}, for "
+                f"example {lacking[0]}: append() adds images"
             )
 
     def _adopt_table(self, cur: duckdb.DuckDBPyConnection, record: Record) -> Record:
@@ -982,7 +1113,7 @@ class Collection:
 
     def _coding_now(self) -> Coding | None:
         """Heads and quantizers, once the first embeddings have decided them."""
-        with _database_errors(), self.con.cursor() as cur:
+        with self._cursor() as cur:
             return self._coding_of(cur, self._fresh(cur))
 
     def _coding_of(self, cur: duckdb.DuckDBPyConnection, record: Record) -> Coding | None:
@@ -1075,6 +1206,7 @@ class Collection:
         progress: bool = False,
         batch: int = 256,
         workers: int | None = None,
+        timeout: float | None = TIMEOUT,
     ) -> AddReport:
         """Embed images and add them; what is known of them goes into the metadata table.
 
@@ -1092,6 +1224,9 @@ class Collection:
         batch: images that are embedded and committed at a time.
         workers: processes that decode; 0: none, but threads. None: threads for some hundred images
             or on fewer than 4 cores, else a process a core, 16 at most.
+        timeout: seconds that decoding an image may take before it is given up and reported. A
+            process that decodes is then ended and replaced; a thread cannot be ended, goes on
+            until it is done, and after 8 of them the call fails. None: no limit.
 
         The metadata table gets ``uri``, ``width``, ``height``, ``bytes``, ``modified`` (UTC; of
         files) and ``hash`` (BLAKE2b-128 of the bytes), and what the source has beside the images:
@@ -1111,13 +1246,17 @@ class Collection:
         self._need_encoder("embed images")
         _refuse_transaction(self.con, "add images")
         with ExitStack() as reading, _database_errors():
-            label, rows = None, None
+            label, total = None, None
             if isinstance(source, duckdb.DuckDBPyRelation):
-                label, source, rows = _relation(self.con, source, reading)
-            sources = Sources(source, column, key, label, rows)
-            return Adding(self, sources, duplicates, _interrupts_deferred).run(
-                size, workers, progress
+                label, source, total = _relation(self.con, source, reading)
+            sources = Sources(source, column, key, label, total)
+            report = Adding(self, sources, duplicates, _interrupts_deferred).run(
+                size, workers, progress, timeout
             )
+            with self._writing("add images") as (cur, record):
+                if rows.pending(cur, record):
+                    self._bring_up(cur)
+        return report
 
     def _next_id(self, count: int) -> int:
         """The first of so many ids above all that rows and metadata have."""
@@ -1199,8 +1338,10 @@ class Collection:
         template: str | Sequence[str] | None,
     ) -> Encoded:
         phrase = catalog.Phrase.of(text, weights, template)
-        with _database_errors(), self.con.cursor() as cur:
-            codes, fine, quantizer = catalog.phrase_codes(cur, self.name, [phrase])
+        with self._cursor() as cur:
+            codes, fine, quantizer = catalog.phrase_codes(
+                cur, self.name, [phrase], begun=cur is self.con
+            )
         return Encoded(codes[0], None if fine is None else fine[0], quantizer)
 
     def _encode_picture(self, image: Any) -> Encoded:
@@ -1244,7 +1385,7 @@ class Collection:
         options those of `knn`."""
         native.check_k(k)
         native.check_recall(recall)
-        if not len(self):
+        if not self._any():
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
         code = self._encode_words(text, weights, template)
         return self.knn(code, k=k, recall=recall, within=within, ids=ids)
@@ -1262,7 +1403,7 @@ class Collection:
         `knn`."""
         native.check_k(k)
         native.check_recall(recall)
-        if not len(self):
+        if not self._any():
             return _hits(np.empty(0, np.int64), np.empty(0, np.uint32))
         code = self._encode_picture(image)
         return self.knn(code, k=k, recall=recall, within=within, ids=ids)
@@ -1310,28 +1451,36 @@ class Collection:
             raise InputError("pass either a code or like=<id of an image>")
         native.check_k(k)
         native.check_recall(recall)
-        index = self._index()
-        if like is not None:
-            if not len(index):
-                raise InputError(f"the collection {self.name!r} is empty: it has no id {like}")
-            query = index.codes([like])
-        else:
-            if isinstance(codes, Encoded):
-                codes = self._own(codes, index).code
-            query = _matrix(codes, "a code")
-            if query.ndim != 1:
-                raise InputError(f"a code must have the shape ({native.DIMS},), not {query.shape}")
-            query = native.check_codes(query[None])
-        found, distances = index.knn(
-            query, k, recall=recall, within=None if within is None else within.handle,
-            ids=None if ids is None else _listed(ids),
-        )  # fmt: skip
-        return _hits(found[0], distances[0])
+        wanted = None if ids is None else native.check_ids(_listed(ids))
+        with self._view() as view:
+            if like is not None:
+                code, _, found = view.lookup(native.check_ids([like], "like"))
+                if not found[0]:
+                    empty = "" if rows.count(view.cur, view.record) else " is empty: it"
+                    raise InputError(f"the collection {self.name!r}{empty} has no id {like}")
+                query = code
+            else:
+                if isinstance(codes, Encoded):
+                    codes = self._own(codes, view).code
+                query = _matrix(codes, "a code")
+                if query.ndim != 1:
+                    raise InputError(
+                        f"a code must have the shape ({native.DIMS},), not {query.shape}"
+                    )
+                query = native.check_codes(query[None])
+            return _hits(
+                *view.knn(query, k, recall, None if within is None else within.handle, wanted)
+            )
 
-    def _own(self, encoded: Encoded, index: native.Index) -> Encoded:
+    def _any(self) -> bool:
+        """Whether there are any images, be they live or not."""
+        with self._cursor() as cur:
+            return rows.count(cur, self._fresh(cur)) > 0
+
+    def _own(self, encoded: Encoded, view: View) -> Encoded:
         """What was encoded, once it is known to be of this collection's head and quantizer."""
-        mine = index.info.fingerprints.quantizer
-        if len(index) and encoded.quantizer != mine:
+        mine = view.record.quantizer
+        if mine and encoded.quantizer != mine:
             raise IndexMismatch(
                 f"this was encoded by another head or quantizer (fingerprint {encoded.quantizer}) "
                 f"than the images of the collection {self.name!r} (fingerprint {mine}): encode it "
@@ -1387,19 +1536,21 @@ class Collection:
         The same labels, options, seed and rows give the same model; for 'cover' in a collection of
         more rows than `random_negatives`, the same segments of its index as well.
         """
-        return self._trained(
-            self._index(), positives, negatives, text, image, query, query_fine,
-            learner=learner, estimators=estimators, boxes=boxes, random_negatives=random_negatives,
-            negative_weight=negative_weight, seed=seed, prior=prior, rerank=rerank, guard=guard,
-        ).model  # fmt: skip
+        with self._view() as view:
+            return self._trained(
+                view, positives, negatives, text, image, query, query_fine, learner=learner,
+                estimators=estimators, boxes=boxes, random_negatives=random_negatives,
+                negative_weight=negative_weight, seed=seed, prior=prior, rerank=rerank,
+                guard=guard,
+            ).model  # fmt: skip
 
     def _labels(
-        self, index: native.Index, positives: ArrayLike, negatives: ArrayLike, sought: bool
+        self, view: View, positives: ArrayLike, negatives: ArrayLike, sought: bool
     ) -> tuple[Ids, Ids]:
         """Labels as sets, ascending, once they are found to make sense."""
         right = np.unique(native.check_ids(_listed(positives), "positives"))
         wrong = np.unique(native.check_ids(_listed(negatives), "negatives"))
-        if not len(index):
+        if not rows.count(view.cur, view.record):
             raise InputError(f"the collection {self.name!r} is empty: there is nothing to refine")
         if not len(right) and not sought:
             raise InputError(
@@ -1410,7 +1561,7 @@ class Collection:
         if len(both):
             raise InputError(f"both positive and negative: {_some(both)}")
         for labels, what in ((right, "positives"), (wrong, "negatives")):
-            found = index.lookup(labels)[1]
+            found = view.lookup(labels)[2]
             if not found.all():
                 raise InputError(
                     f"{what} that are not in the collection {self.name!r}: {_some(labels[~found])}"
@@ -1419,7 +1570,7 @@ class Collection:
 
     def _sought(
         self,
-        index: native.Index,
+        view: View,
         text: str | Sequence[str] | None,
         image: Any,
         query: ArrayLike | Encoded | None,
@@ -1430,22 +1581,22 @@ class Collection:
         if query_fine is not None and query is None:
             raise InputError("query_fine is the fine code of query: pass that too")
         if text is not None or image is not None:
-            return self._own(self.encode(text=text, image=image), index)
+            return self._own(self.encode(text=text, image=image), view)
         if query is None:
             return None
         if isinstance(query, Encoded):
             if query_fine is not None:
                 raise InputError("query has its fine code with it: leave query_fine out")
-            return self._own(query, index)
+            return self._own(query, view)
         return Encoded(
             _code(query, "query", DIMS),
             None if query_fine is None else _code(query_fine, "query_fine", FINE_DIMS),
-            index.info.fingerprints.quantizer,
+            view.record.quantizer,
         )
 
     def _trained(
         self,
-        index: native.Index,
+        view: View,
         positives: ArrayLike,
         negatives: ArrayLike,
         text: str | Sequence[str] | None,
@@ -1456,11 +1607,11 @@ class Collection:
     ) -> _Trained:
         given = any(what is not None for what in (text, image, query))
         _check_options(options, given)
-        right, wrong = self._labels(index, positives, negatives, given)
-        sought = self._sought(index, text, image, query, query_fine)
+        right, wrong = self._labels(view, positives, negatives, given)
+        sought = self._sought(view, text, image, query, query_fine)
         if options["learner"] in ("tree", "forest"):
-            return self._train_trees(index, right, wrong, options)
-        if options["rerank"] and not index.info.fingerprints.fine:
+            return self._train_trees(view, right, wrong, options)
+        if options["rerank"] and not view.record.fine:
             raise InputError(
                 f"rerank needs fine codes, which the collection {self.name!r} lacks: make it anew "
                 "from embeddings or images with fine=True, or leave rerank out"
@@ -1468,7 +1619,7 @@ class Collection:
         if sought is not None:
             options["query"] = sought.code
             options["query_fine"] = sought.fine if options["rerank"] else None
-        model, stats = index.train(right, wrong, **options)
+        model, stats = view.train(right, wrong, options)
         return _Trained(
             Model(model),
             {
@@ -1479,13 +1630,11 @@ class Collection:
             },
             _estimate(stats),
             stats.note,
-            f"boxwood_refine({literal(self.index_path)}, positives := {right.tolist()}, "
+            f"refine({literal(self.name)}, positives := {right.tolist()}, "
             f"negatives := {wrong.tolist()}{_sql_options(options)})",
         )  # fmt: skip
 
-    def _train_trees(
-        self, index: native.Index, right: Ids, wrong: Ids, options: dict[str, Any]
-    ) -> _Trained:
+    def _train_trees(self, view: View, right: Ids, wrong: Ids, options: dict[str, Any]) -> _Trained:
         learner, seed, others = options["learner"], options["seed"], options["random_negatives"]
         try:
             from sklearn.ensemble import RandomForestClassifier
@@ -1500,10 +1649,10 @@ class Collection:
         native.check_count(seed, "seed", 0, 2**64 - 1)
         negative_weight = native.check_weight(options["negative_weight"])
         start = time.perf_counter()
-        randoms = index.draw(others, seed, np.concatenate([right, wrong]))
+        randoms = view.draw(others, seed, np.concatenate([right, wrong]))
         if not len(wrong) and not len(randoms):
             raise InputError(f"the learner {learner!r} needs negatives: given ones, or random ones")
-        codes = index.codes(np.concatenate([right, wrong, randoms]))
+        codes = view.lookup(np.concatenate([right, wrong, randoms]))[0]
         label = np.arange(len(codes)) < len(right)
         weight = np.ones(len(codes))
         weight[len(right) : len(right) + len(wrong)] = negative_weight
@@ -1517,7 +1666,7 @@ class Collection:
         model = Model.from_sklearn(
             classifier,
             positive=True,
-            quantizer=index.info.fingerprints.quantizer,
+            quantizer=view.record.quantizer,
             mean=codes[: len(right)].mean(axis=0),
         )
         return _Trained(
@@ -1552,25 +1701,28 @@ class Collection:
         guard: bool = True,
     ) -> Refined:
         """Train on labels as `train` does, and find every image that the model matches."""
-        index = self._index()
-        trained = self._trained(
-            index, positives, negatives, text, image, query, query_fine,
-            learner=learner, estimators=estimators, boxes=boxes, random_negatives=random_negatives,
-            negative_weight=negative_weight, seed=seed, prior=prior, rerank=rerank, guard=guard,
-        )  # fmt: skip
-        return _run(index, trained)
+        with self._view() as view:
+            trained = self._trained(
+                view, positives, negatives, text, image, query, query_fine, learner=learner,
+                estimators=estimators, boxes=boxes, random_negatives=random_negatives,
+                negative_weight=negative_weight, seed=seed, prior=prior, rerank=rerank,
+                guard=guard,
+            )  # fmt: skip
+            return _run(view, trained)
 
     def search(self, model: Model) -> Refined:
         """Every image that a model matches, ranked."""
         source = self._search_sql(_checked(model))
-        return _run(self._index(), _Trained(model, {}, Estimate(), "", source))
+        with self._view() as view:
+            return _run(view, _Trained(model, {}, Estimate(), "", source))
 
     def count(self, model: Model) -> int:
         """How many images a model matches."""
-        return self._index().count(_checked(model).handle)
+        with self._view() as view:
+            return view.count(_checked(model).handle)
 
     def _search_sql(self, model: Model) -> str:
-        return f"boxwood_search({literal(self.index_path)}, model := {literal(model.to_json())})"
+        return f"search_model({literal(self.name)}, {literal(model.to_json())})"
 
     # --- upkeep -----------------------------------------------------------------------------------
 
@@ -1580,9 +1732,11 @@ class Collection:
             return _description(cur, catalog.database(cur), self._fresh(cur))
 
     def verify(self) -> None:
-        """Check the index in depth: the files, and every row against the codes table. Raises
-        IndexProblem with the first fault."""
-        with _database_errors(), self._store.lock, self.con.cursor() as cur:
+        """Check the index in depth: the files, and every row of them against the codes table.
+        Raises IndexProblem with the first fault."""
+        with (
+            _database_errors(), self._store.lock, self.con.cursor() as cur, catalog.snapshot(cur),
+        ):  # fmt: skip
             record = self._fresh(cur)
             try:
                 self._store.verify(cur, record)
@@ -1590,31 +1744,44 @@ class Collection:
                 raise hint(error, catalog.database(cur), self.name) from error
 
     def refresh(self) -> None:
-        """Bring the index up to date with the codes table: adds the rows that it lacks; builds it
-        anew where it holds rows that the table does not."""
+        """Let the index take in all that has changed, and forget the codes of images that were
+        deleted from the metadata table by SQL. Searches do without: until then they look changes
+        up in the database, which is slower the more there are."""
         with self._writing("refresh the index") as (cur, record):
+            self._forget(cur, record)
             try:
-                self._store.refresh(cur, record)
+                self._bring_up(cur)
             except IndexProblem as error:
                 raise hint(error, catalog.database(cur), self.name) from error
             finally:
                 name_indexes(self.con)
+
+    def _forget(self, cur: duckdb.DuckDBPyConnection, record: Record) -> None:
+        """Remove codes of images that the metadata table has no row of any more."""
+        gone = rows.orphans(cur, record)
+        if len(gone):
+            with _interrupts_deferred(), _transaction(cur):
+                rows.remove(cur, catalog.raise_generation(cur, record), gone)
 
     def repair(self, *, progress: bool = False) -> None:
         """Build the index from the codes table, and remove what else lies in its folder."""
         self._rebuild("repair the index", progress)
 
     def compact(self, *, progress: bool = False) -> None:
-        """Make the index one segment, in one order: the fastest to search."""
+        """Make the index one segment, in one order, without deleted rows: the smallest and the
+        fastest to search."""
         self._rebuild("compact the index", progress)
 
     def _rebuild(self, what: str, progress: bool) -> None:
         with self._writing(what) as (cur, record), Bar(self.name, progress) as bar:
+            self._forget(cur, record)
             if catalog.table_exists(cur, f"boxwood.{self.name}_embeddings"):
-                _forget_embeddings(cur, record)
-            rows = catalog.row_count(cur, record)
+                rows.forget(cur, record)
+            total = rows.count(cur, record)
             try:
-                self._store.rebuild(cur, record, lambda part: bar.update(int(part * rows), rows))
+                self._bring_up(
+                    cur, anew=True, progress=lambda part: bar.update(int(part * total), total)
+                )
             finally:
                 name_indexes(self.con)
 
@@ -1657,7 +1824,9 @@ class Collection:
             self.con.cursor() as reading,
             ExitStack() as committing,
         ):
-            total = catalog.row_count(cur, record)
+            self._forget(cur, record)
+            record = self._fresh(cur)
+            total = rows.count(cur, record)
             if not total:
                 raise InputError(
                     f"the collection {self.name!r} is empty, so there is nothing to re-code: "
@@ -1696,13 +1865,14 @@ class Collection:
                 given = Head.shared(sample, fit)
             coding = _fitted(sample, given, fit, fine)
             with _transaction(cur):
+                record = catalog.raise_generation(cur, record)
                 record = catalog.set_coding(cur, record, coding, anew=True)
                 done = 0
                 for batch in reading.sql(source).to_arrow_reader(_batch_rows(sample.shape[1])):
                     if len(batch):
-                        rows = pa.Table.from_batches([batch])
-                        ids, vectors = _embeddings(rows, embedding)
-                        _insert_codes(cur, record, Rows(ids, *coding.images(vectors)))
+                        some = pa.Table.from_batches([batch])
+                        ids, vectors = _embeddings(some, embedding)
+                        rows.insert(cur, record, Rows(ids, *coding.images(vectors)))
                         done += len(ids)
                         bar.update(done, total)
                 if done != total:
@@ -1713,13 +1883,11 @@ class Collection:
                 if words is not None:
                     catalog.store_texts(cur, record, phrases, *coding.texts(words))
                 if record.keep_embeddings:
-                    _forget_embeddings(cur, record)
-                record = catalog.raise_generation(cur, record)
-                names = self._store.prepare_anew(cur, record)
+                    rows.forget(cur, record)
+                draft = self._store.prepare_anew(cur, record)
                 committing.enter_context(_interrupts_deferred())
             self._record = record
-            self._store.behind = True
-            self._after_commit(done, lambda: self._store.publish(record, names))
+            self._after_commit(done, lambda: self._publish(cur, record, draft))
         kept = len(phrases) if words is not None else 0
         return Recoded(done, kept, 0 if words is not None else len(stored))
 
@@ -1809,30 +1977,67 @@ class Collection:
         return self._record.table
 
     def __len__(self) -> int:
-        return len(self._index())
+        with self._cursor() as cur:
+            return rows.live_count(cur, self._fresh(cur))
 
     def __repr__(self) -> str:
         encoder = f", {self._record.encoder!r}" if self._record.encoder else ""
-        return f"Collection({self.name!r}, {len(self._store):,} images{encoder})"
+        try:
+            images = f", {len(self):,} images"
+        except (Error, duckdb.Error):  # dropped, or its connection was closed
+            images = ""
+        return f"Collection({self.name!r}{images}{encoder})"
 
     # --- inner workings ---------------------------------------------------------------------------
 
-    def _index(self) -> native.Index:
-        """The index, with every committed row."""
-        store = self._store
-        if store.dropped:
+    @contextmanager
+    def _view(self) -> Iterator[View]:
+        """The live rows as they are committed; with what this connection's open transaction has
+        changed of them, if that was by way of a Collection."""
+        if self._store.dropped:
             raise InputError(f"the collection {self.name!r} was dropped")
-        if store.behind:
-            with store.lock:
-                if store.behind:
-                    self.refresh()
-        index = store.index
-        assert index is not None
-        return index
+        with _database_errors():
+            if _joined(self.con):
+                yield self._see(self.con, committed=False)
+                return
+            for last in (False, False, True):
+                with self.con.cursor() as cur, catalog.snapshot(cur):
+                    try:
+                        view = self._see(cur)
+                        if view.index.info.generation > view.record.generation:
+                            error = self._too_new(view.index)
+                            raise hint(error, catalog.database(cur), self.name)
+                    except IndexStale:
+                        if last:
+                            raise
+                    else:
+                        yield view
+                        return
+                # Another thread may have written an index since the snapshot, or be about to.
+                with self._store.lock:
+                    pass
+
+    def _see(self, cur: duckdb.DuckDBPyConnection, committed: bool = True) -> View:
+        record = self._fresh(cur)
+        try:
+            index = self._store.open(record)
+            return View(cur, record, index, self._store.changes(cur, record, index, committed))
+        except IndexProblem as error:
+            raise hint(error, catalog.database(cur), self.name) from error
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        """What sees the same as `_view`."""
+        with _database_errors():
+            if _joined(self.con):
+                yield self.con
+                return
+            with self.con.cursor() as cur:
+                yield cur
 
     def _fresh(self, cur: duckdb.DuckDBPyConnection) -> Record:
         """The collection's record as it is now."""
-        record = catalog.record(cur, self.name)
+        record = catalog.record(cur, self.name, opened=True)
         if record.uuid != self._record.uuid:
             raise InputError(
                 f"the collection {self.name!r} was dropped and made anew: open it again"
@@ -1845,8 +2050,77 @@ class Collection:
         """A cursor and the record, for a change of this collection; one at a time."""
         _refuse_transaction(self.con, what)
         with _database_errors(), self._store.lock, self.con.cursor() as cur:
-            catalog.check_writable(cur, what)
+            self._check_writable(cur, what)
             yield cur, self._fresh(cur)
+
+    @contextmanager
+    def _changing(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
+        """The same for a change that becomes a part of the caller's transaction, if there is one:
+        the cursor is then the connection itself."""
+        if not catalog.in_transaction(self.con):
+            with self._writing(what) as both:
+                yield both
+            return
+        with _database_errors(), self._store.lock:
+            self._check_writable(self.con, what)
+            yield self.con, self._fresh(self.con)
+
+    def _check_writable(self, cur: duckdb.DuckDBPyConnection, what: str) -> None:
+        if not self._writable:
+            catalog.check_writable(cur, what)
+            self._writable = True
+
+    @contextmanager
+    def _committing(self, cur: duckdb.DuckDBPyConnection, count: int) -> Iterator[None]:
+        """A transaction for so many changed rows, after which the index takes them in if there are
+        enough of them; or the caller's transaction."""
+        if cur is self.con:
+            _join(cur)
+            yield
+            return
+        with _interrupts_deferred():
+            with _transaction(cur):
+                yield
+            self._store.pending += count
+            if self._store.due():
+                self._after_commit(count, lambda: self._bring_up(cur))
+
+    def _bring_up(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        *,
+        anew: bool = False,
+        progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Let the index take in what is committed; with `anew` make it one segment, of a generation
+        of its own."""
+        if anew:
+            with _transaction(cur):
+                catalog.raise_generation(cur, self._fresh(cur))
+        with catalog.snapshot(cur):
+            record = self._fresh(cur)
+            draft = (
+                self._store.prepare_anew(cur, record, progress)
+                if anew
+                else self._store.prepare(cur, record)
+            )
+        if draft is not None or record.indexed < record.generation:
+            self._publish(cur, record, draft)
+        if anew:
+            self._store.tidy()
+
+    def _publish(self, cur: duckdb.DuckDBPyConnection, record: Record, draft: Draft | None) -> None:
+        """Make files the index of a committed generation, unless they are, and let the database
+        know."""
+        if draft is not None:
+            checksum = self._store.publish(record, draft)
+        else:
+            checksum = self._store.open(record).info.checksum
+        # Somebody else may be writing there: what is not noted now is noted the next time, and
+        # until then these changes are looked up in the codes table as well.
+        with suppress(duckdb.TransactionException), _transaction(cur):
+            catalog.set_indexed(cur, record, checksum)
+        self._store.pending = rows.pending(cur, self._fresh(cur))
 
 
 # --- helpers --------------------------------------------------------------------------------------
@@ -1855,18 +2129,21 @@ class Collection:
 def _description(
     cur: duckdb.DuckDBPyConnection, where: catalog.Database, record: Record
 ) -> dict[str, Any]:
-    rows = catalog.row_count(cur, record)
+    live = rows.live_count(cur, record)
     head = catalog.one(cur, "SELECT kind FROM boxwood.heads WHERE fingerprint = ?", [record.head])
     path = record.index_path(where)
-    state, index = inspect(path, record, rows)
+    state, index = inspect(path, record)
     size = 0 if index is None else index.bytes
     return {
         "name": record.name,
-        "rows": rows,
+        "rows": live,
         "generation": record.generation,
+        "indexed": 0 if index is None else index.rows,
+        "pending": rows.pending(cur, record),
+        "deleted": 0 if index is None else index.deleted,
         "segments": 0 if index is None else index.segments,
         "bytes": size,
-        "bytes_per_row": round(size / rows, 2) if rows else 0.0,
+        "bytes_per_row": round(size / live, 2) if live else 0.0,
         "table": record.table,
         "id_column": record.id_column,
         "encoder": record.encoder,
@@ -1957,14 +2234,14 @@ def _code(values: ArrayLike, what: str, dims: int) -> Codes:
     return native.check_codes(row[None], dims).reshape(dims)
 
 
-def _run(index: native.Index, trained: _Trained) -> Refined:
-    found = index.search(trained.model.handle)
+def _run(view: View, trained: _Trained) -> Refined:
+    found = view.search(trained.model.handle)
     stats = found.stats
     return Refined(
         trained.model,
         {
             **trained.stats,
-            "rows": stats.rows,
+            "rows": len(found.ids),
             "blocks": stats.blocks,
             "blocks_pruned": stats.blocks_pruned,
             "blocks_outscored": stats.blocks_outscored,
@@ -2195,36 +2472,6 @@ def _metadata_rows(metadata: Any, ids: Ids, id_column: str) -> pa.Table:
     return rows.add_column(0, id_column, pa.array(ids))
 
 
-def _insert_codes(cur: duckdb.DuckDBPyConnection, record: Record, rows: Rows) -> None:
-    columns = np.ascontiguousarray(rows.codes.T)
-    new = {"id": rows.ids, **dict(zip(catalog.COLUMNS, columns, strict=True))}
-    if rows.fine is not None:
-        flat = pa.array(np.ascontiguousarray(rows.fine).reshape(-1))
-        new[catalog.FINE] = pa.FixedSizeListArray.from_arrays(flat, native.FINE_DIMS)
-    with catalog.registered(cur, "boxwood_new_codes", pa.table(new)):
-        cur.execute(f"INSERT INTO {record.codes} SELECT * FROM boxwood_new_codes")
-
-
-def _keep_embeddings(
-    cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids, vectors: Floats
-) -> None:
-    """Keep the embeddings of new rows, if the collection does; within the caller's transaction."""
-    if not record.keep_embeddings:
-        return
-    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
-    kept = pa.table({"id": ids, "e": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])})
-    with catalog.registered(cur, "boxwood_new_embeddings", kept):
-        # Or replace: rows may have been taken out of the codes table by hand.
-        cur.execute(
-            f"INSERT OR REPLACE INTO {record.embeddings} SELECT * FROM boxwood_new_embeddings"
-        )
-
-
-def _forget_embeddings(cur: duckdb.DuckDBPyConnection, record: Record) -> None:
-    """Remove kept embeddings of rows that are gone."""
-    cur.execute(f"DELETE FROM {record.embeddings} WHERE id NOT IN (SELECT id FROM {record.codes})")
-
-
 def _value_columns(columns: list[str], embedding: str, fine: bool | None, what: str) -> list[str]:
     """The column of embeddings, or those of ready codes, among the columns of `what`."""
     if embedding in columns:
@@ -2353,6 +2600,34 @@ def _refuse_transaction(con: duckdb.DuckDBPyConnection, what: str) -> None:
         raise InputError(
             f"cannot {what} inside a transaction: it commits by itself. COMMIT or ROLLBACK first"
         )
+
+
+_joining: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, int] = weakref.WeakKeyDictionary()
+"""Connections with a transaction of their users' in which collections were changed, and its number.
+"""
+
+
+def _join(con: duckdb.DuckDBPyConnection) -> None:
+    row = catalog.one(con, "SELECT txid_current()")
+    assert row is not None
+    _joining[con] = row[0]
+
+
+def _joined(con: duckdb.DuckDBPyConnection) -> bool:
+    """Whether that transaction is still open. Only then may a search run on the connection itself:
+    it would end what its user is reading from it."""
+    number = _joining.get(con)
+    if number is None:
+        return False
+    try:
+        row = catalog.one(con, "SELECT txid_current()")
+    except duckdb.Error:  # it has failed, and waits for its ROLLBACK
+        return False
+    if row is not None and row[0] == number:
+        return True
+    _joining.pop(con, None)
+    name_indexes(con)  # it may have been rolled back, and with it what the macros were told
+    return False
 
 
 @contextmanager

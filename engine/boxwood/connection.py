@@ -6,7 +6,7 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -88,36 +88,45 @@ def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
             f"DuckDB {duckdb.__version__} cannot load {native.extension_path()}: "
             f"{_first_line(error)}. Boxwood works with DuckDB 1.5 and 2.0"
         ) from error
-    name_indexes(con)
     _register(con)
+    con.execute("SET VARIABLE boxwood_index = MAP {}::MAP(VARCHAR, VARCHAR)")
+    con.execute("SET VARIABLE boxwood_rows = MAP {}::MAP(VARCHAR, VARCHAR)")
+    con.execute("SET VARIABLE boxwood_names = 'none'")
     con.execute(catalog.sql_file("macros.sql"))
     con.execute(catalog.sql_file("encoder.sql"))
+    name_indexes(con)
     return con
 
 
 def name_indexes(con: duckdb.DuckDBPyConnection) -> None:
-    """Bring two variables of a connection up to date: ``boxwood_index``, collection -> index
-    folder, and ``boxwood_problem``, collection -> why its index does not answer for its rows now;
-    only those with a problem are in it."""
-    with con.cursor() as cur:
-        where = catalog.database(cur)
-        known = catalog.records(cur)
-        paths = {of.name: str(of.index_path(where)) for of in known}
-        checked = cur.execute(
-            "SELECT name, boxwood_check(path, uuid, generation) FROM (SELECT unnest($1::VARCHAR[]) "
-            "AS name, unnest($2::VARCHAR[]) AS path, unnest($3::VARCHAR[]) AS uuid, "
-            "unnest($4::BIGINT[]) AS generation)",
-            [list(paths), list(paths.values()), [str(of.uuid) for of in known],
-             [of.generation for of in known]],
-        ).fetchall()  # fmt: skip
-    problems = {name: problem for name, problem in checked if problem is not None}
+    """Tell a connection's macros of the collections that its transaction sees now, by the variables
+    that ``macros.sql`` names."""
     with _usable():
-        _set_map(con, "boxwood_index", paths)
-        _set_map(con, "boxwood_problem", problems)
+        row = catalog.one(con, "SELECT getvariable('boxwood_index') IS NULL")
+        if row is not None and row[0]:
+            return  # a cursor without macros
+        where = catalog.database(con)
+        known = catalog.records(con)
+    paths = {of.name: str(of.index_path(where)) for of in known}
+    literal = catalog.literal
+    rows = [
+        "boxwood_rows_sql(current_database(), "
+        f"{literal(of.name)}, {literal(of.uuid)}, {literal(paths[of.name])}, "
+        f"{'NULL' if of.table is None else literal(of.table)}, {literal(of.id_column)}, "
+        f"{bool(of.fine)})"
+        for of in known
+    ]
+    with _usable():
+        _set_map(con, "boxwood_index", paths, map(literal, paths.values()))
+        _set_map(con, "boxwood_rows", paths, rows)
+        con.execute(f"SET VARIABLE boxwood_names = {literal(', '.join(sorted(paths)) or 'none')}")
 
 
-def _set_map(con: duckdb.DuckDBPyConnection, variable: str, values: Mapping[str, str]) -> None:
-    parts = (", ".join(map(catalog.literal, side)) for side in (values, values.values()))
+def _set_map(
+    con: duckdb.DuckDBPyConnection, variable: str, keys: Iterable[str], values: Iterable[str]
+) -> None:
+    """`values` are expressions for strings."""
+    parts = (", ".join(side) for side in (map(catalog.literal, keys), values))
     lists = ", ".join(f"[{part}]::VARCHAR[]" for part in parts)
     con.execute(f"SET VARIABLE {variable} = MAP({lists})")
 
@@ -194,7 +203,15 @@ class _Instance:
         self, collections: pa.Array, paths: pa.Array, files: pa.Array, fine: pa.Array
     ) -> pa.Array:
         """``boxwood_clip_image(VARCHAR, VARCHAR, BLOB, BOOLEAN)``: the same of image files, by
-        their path or what they hold."""
+        their path or what they hold. Paths only where SQL may read files."""
+        if paths.null_count < len(paths):
+            with self.cursor() as cur:
+                row = catalog.one(cur, "SELECT current_setting('enable_external_access')")
+            if row is not None and not row[0]:
+                raise InputError(
+                    "enable_external_access is off, so clip_image takes no paths: pass what the "
+                    "file holds, a BLOB"
+                )
         asked = [
             path if file is None else file
             for path, file in zip(paths.to_pylist(), files.to_pylist(), strict=True)

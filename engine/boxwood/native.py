@@ -300,15 +300,39 @@ def write_manifest(
     generation: int,
     names: Sequence[str],
     fingerprints: Fingerprints,
+    deleted: Sequence[str | None] | None = None,
 ) -> None:
-    """List the segments that make up the index from now on, atomically."""
+    """List the segments that make up the index from now on, atomically.
+
+    deleted: for each segment the deletion vector that is to hold for it, or None; left out: no
+    segment has one.
+    """
+    if deleted is not None and len(deleted) != len(names):
+        raise errors.InputError(
+            f"{len(names)} segments cannot go with {len(deleted)} deletion vectors"
+        )
     texts = [ffi.new("char[]", name.encode()) for name in names]
     listed = ffi.new("char *[]", texts) if texts else ffi.NULL
+    vectors = [
+        ffi.NULL if name is None else ffi.new("char[]", name.encode()) for name in deleted or ()
+    ]
     prints = ffi.new("bw_fingerprints *")
     _fill(prints, fingerprints)
     _call(
-        lib.bw_manifest_write, _folder(folder), uuid.bytes, generation, listed, len(texts), prints
-    )
+        lib.bw_manifest_write, _folder(folder), uuid.bytes, generation, listed,
+        ffi.new("char *[]", vectors) if vectors else ffi.NULL, len(texts), prints,
+    )  # fmt: skip
+
+
+def write_deleted(folder: str | os.PathLike[str], name: str, segment: str, ids: ArrayLike) -> None:
+    """Write the deletion vector ``folder/name`` of a segment file there: the rows with these ids,
+    one at least and all of them in the segment, are the dead ones. It takes effect when a manifest
+    lists it."""
+    dead = check_ids(ids)
+    _call(
+        lib.bw_deleted_write, _folder(folder), name.encode(), segment.encode(), _int64(dead),
+        len(dead),
+    )  # fmt: skip
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -419,18 +443,28 @@ class Model:
 
 @dataclass(frozen=True)
 class IndexInfo:
+    """`rows` are alive; `deleted` ones are dead, but segments still hold them. `checksum` is that
+    of the manifest, which tells two indexes of a generation apart."""
+
     rows: int
+    deleted: int
     bytes: int
     generation: int
     segments: int
+    checksum: int
     uuid: uuids.UUID
     fingerprints: Fingerprints
 
 
 @dataclass(frozen=True)
 class SegmentInfo:
+    """`rows` of the file, of which `deleted` ones are dead, by the deletion vector of the name
+    `deletions`."""
+
     name: str
+    deletions: str
     rows: int
+    deleted: int
     blocks: int
     bytes: int
     generation: int
@@ -515,6 +549,10 @@ class TrainOptions(TypedDict, total=False):
     query_fine: ArrayLike | None
 
 
+Given = tuple[ArrayLike, ArrayLike, ArrayLike | None]
+"""Rows whose codes are given: ids (n,), codes (n, 32), and fine codes (n, 128) or None."""
+
+
 class Index:
     """The index in a folder as its manifest lists it at this moment.
 
@@ -524,13 +562,26 @@ class Index:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         out = ffi.new("bw_index **")
         _call(lib.bw_index_open, _folder(folder), out)
-        self._pointer = ffi.gc(out[0], lib.bw_index_close)
+        self._own(out[0])
+
+    def _own(self, pointer: Any) -> None:
+        self._pointer = ffi.gc(pointer, lib.bw_index_close)
         info = ffi.new("bw_index_info *")
         lib.bw_index_describe(self._pointer, info)
         self.info = IndexInfo(
-            info.rows, info.bytes, info.generation, info.segments,
+            info.rows, info.deleted, info.bytes, info.generation, info.segments, info.checksum,
             uuids.UUID(bytes=bytes(info.uuid)), _fingerprints(info.fingerprints),
         )  # fmt: skip
+
+    def without(self, ids: ArrayLike) -> Self:
+        """The same segments with these ids dead as well; those that the index lacks are passed
+        over. Closed on its own, before or after this one."""
+        gone = check_ids(ids)
+        out = ffi.new("bw_index **")
+        _call(lib.bw_index_without, self._open, _int64(gone), len(gone), out)
+        view = type(self).__new__(type(self))
+        view._own(out[0])
+        return view
 
     def close(self) -> None:
         """Let go of the files. Whoever still uses the index in another thread must be done."""
@@ -559,8 +610,14 @@ class Index:
         for number in range(self.info.segments):
             _call(lib.bw_index_segment, self._open, number, out)
             fields = _as_dict(out, SegmentInfo)
-            found.append(SegmentInfo(**{**fields, "name": _text(out.name)}))
+            texts = {"name": _text(out.name), "deletions": _text(out.deletions)}
+            found.append(SegmentInfo(**{**fields, **texts}))
         return found
+
+    def write_deleted(self, segment: int, folder: str | os.PathLike[str], name: str) -> None:
+        """Write the deletion vector ``folder/name`` of the segment of this number: its rows that
+        are dead here. It takes effect when a manifest lists it."""
+        _call(lib.bw_index_write_deleted, self._open, segment, _folder(folder), name.encode())
 
     def validate(self) -> None:
         """Deep check, O(rows); raises IndexCorrupt with the first contradiction."""
@@ -597,12 +654,14 @@ class Index:
         return out
 
     def rows(self, first: int = 0, n: int | None = None) -> tuple[Ids, Codes]:
-        """Ids and codes of rows [first, first + n) in index order; all that follow without n."""
+        """Ids and codes of rows [first, first + n) in index order; all that follow without n.
+        Dead rows have their places here too, and the id -1."""
+        held = self.info.rows + self.info.deleted
         if n is None:
-            n = self.info.rows - first
-        if first < 0 or n < 0 or first + n > self.info.rows:
+            n = held - first
+        if first < 0 or n < 0 or first + n > held:
             raise errors.InputError(
-                f"rows {first} .. {first + n} are not all among the index's {self.info.rows}"
+                f"rows {first} .. {first + n} are not all among the index's {held}"
             )
         ids, codes = np.empty(n, np.int64), np.empty((n, DIMS), np.uint8)
         self.read(first, ids, codes)
@@ -610,17 +669,17 @@ class Index:
 
     def read(self, first: int, ids: Ids, codes: Codes, fine: Codes | None = None) -> None:
         """Fill ids (n,), codes (n, 32) and fine codes (n, 128) with the rows [first, first + n) in
-        index order."""
+        index order, of info.rows + info.deleted: a dead row's id is -1."""
         _call(
             lib.bw_index_rows, self._open, first, len(ids), _int64(ids, True), _uint8(codes, True),
             ffi.NULL if fine is None else _uint8(fine, True), input=True,
         )  # fmt: skip
 
     def ids(self) -> Ids:
-        """All ids in index order."""
-        ids = np.empty(self.info.rows, np.int64)
+        """The ids of all live rows in index order."""
+        ids = np.empty(self.info.rows + self.info.deleted, np.int64)
         _call(lib.bw_index_rows, self._open, 0, len(ids), _int64(ids), ffi.NULL, ffi.NULL)
-        return ids
+        return ids[ids >= 0] if self.info.deleted else ids
 
     def draw(self, n: int, seed: int = 0, exclude: ArrayLike = ()) -> Ids:
         """At most n distinct random ids not in `exclude`; they depend on the seed and on the set
@@ -720,20 +779,32 @@ class Index:
         return found, distances
 
     def train(
-        self, positives: ArrayLike, negatives: ArrayLike = (), **options: Unpack[TrainOptions]
+        self,
+        positives: ArrayLike,
+        negatives: ArrayLike = (),
+        *,
+        given: Given | None = None,
+        **options: Unpack[TrainOptions],
     ) -> tuple[Model, TrainStats]:
         """Train on labelled ids. The same labels, options and rows give the same model. Ctrl-C
-        stops a long training."""
+        stops a long training.
+
+        given: ids, codes and fine codes (None without ``rerank=True``) of rows that the index lacks
+            or has with other codes: labels are looked for here first.
+        """
         right = check_ids(positives, "positives")
         wrong = check_ids(negatives, "negatives")
-        given, _keep = _options(**options)
-        return _trained(
-            given, len(right) + len(wrong),
+        chosen, _keep = _options(**options)
+        rows = () if given is None else _give(chosen, given)
+        trained = _trained(
+            chosen, len(right) + len(wrong),
             lambda out, stats: _call(
                 lib.bw_train, self._open, _int64(right), len(right), _int64(wrong), len(wrong),
-                given, out, stats, input=True,
+                chosen, out, stats, input=True,
             ),
         )  # fmt: skip
+        del rows  # borrowed until here
+        return trained
 
     def explain(self, model: Model) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """What each box of the model costs and finds by itself, and the model as a whole: expected
@@ -786,6 +857,18 @@ def train_codes(
         given, len(codes[0]) + len(codes[1]),
         lambda out, stats: _call(lib.bw_train_codes, labels, given, out, stats, input=True),
     )  # fmt: skip
+
+
+def _give(options: Any, given: Given) -> tuple[Any, ...]:
+    """Fills in the given rows, and gives what must be kept as long as the options."""
+    ids, codes = check_ids(given[0], "given ids"), check_codes(given[1])
+    fine = None if given[2] is None else check_codes(given[2], FINE_DIMS)
+    if len(ids) != len(codes) or (fine is not None and len(ids) != len(fine)):
+        raise errors.InputError("given rows need as many codes, and fine codes, as ids")
+    kept = _int64(ids), _uint8(codes), ffi.NULL if fine is None else _uint8(fine)
+    options.given_ids, options.given_codes, options.given_fine = kept
+    options.n_given = len(ids)
+    return kept
 
 
 def _trained(

@@ -1,4 +1,4 @@
-"""The index folder of a collection: kept up to date with the codes table, checked, rebuilt.
+"""The index folder of a collection: brought up to date with the database, merged, checked, rebuilt.
 
 DuckDB holds the truth. What stands here is derived from it, so the worst that can happen to an
 index is that it is built again.
@@ -10,131 +10,170 @@ import os
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 
-from boxwood import catalog, native
-from boxwood.catalog import Record, Rows
+from boxwood import catalog, native, rows
+from boxwood.catalog import Record
 from boxwood.errors import (
     IndexCorrupt,
     IndexMismatch,
     IndexMissing,
     IndexProblem,
+    IndexStale,
     StorageError,
 )
-from boxwood.native import Ids
+from boxwood.rows import Changes, Rows
 
 SEGMENT_ROWS = 1 << 20
-"""A segment of so many rows is not merged with newer ones by appends, only by `compact`."""
-
-_READ_ROWS = 1 << 18
+"""A segment of so many rows is not merged with newer ones by appends, and so many rows at most are
+moved out of one in which many are dead; only `compact` does more at once."""
+PENDING_ROWS = 1 << 12
+"""So many changes at most, or a quarter of the rows in the index if these are fewer, are left to
+be answered from the codes table before the index takes them in."""
+_DEAD_SHARE = 0.25
+"""A segment with more dead rows than this share is written anew."""
 _CHECK_ROWS = 1 << 18
 
 
-class Store:
-    """A collection's index in this process; every Collection object on it shares one.
+class Draft(NamedTuple):
+    """Files that are written, to become the index."""
 
-    `lock` is held by whoever changes rows or index. `index` may be read without it: indexes are
+    segments: list[str]
+    deleted: list[str | None]
+    """The deletion vector of each segment, or None."""
+
+
+class Store:
+    """A collection's index folder in this process; every Collection object on it shares one.
+
+    `lock` is held by whoever changes rows or files. Indexes are read without it: they are
     immutable, and stay usable after newer ones have taken their place.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = threading.RLock()
-        self.index: native.Index | None = None
-        self.behind = False  # rows were committed that the index has not got
         self.dropped = False
-
-    def __len__(self) -> int:
-        return 0 if self.index is None else len(self.index)
+        self.pending = 0  # changes that the index has not got, as far as this process knows
+        self._rows = 0  # that the index has
+        self._changes: tuple[tuple[int, int], Changes] | None = None
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, of: Record, rows: int) -> bool:
-        """Open the index as it is on disk; False when it is of another generation than the rows in
-        the database, or of another number. Raises IndexProblem for an index that cannot answer for
-        this collection."""
+    def open(self, of: Record) -> native.Index:
+        """The index on disk. Raises IndexProblem for one that cannot answer for this collection,
+        together with what `Store.changes` gives. To be called after the transaction has begun that
+        `of` was read in: what is committed before that is either in it or among the changes."""
         index = native.Index(self.path)
         if index.info.uuid != of.uuid:
             raise IndexMismatch(
                 f"the index in {self.path} belongs to another collection ({index.info.uuid})"
             )
-        current = index.info.generation == of.generation and len(index) == rows
-        if current and index.info.fingerprints != of.fingerprints:
+        if index.info.generation < of.indexed:
+            raise IndexStale(
+                f"the index in {self.path} is older (generation {index.info.generation}) than the "
+                f"one that the database knows of ({of.indexed})"
+            )
+        if (
+            of.checksum
+            and index.info.generation == of.indexed
+            and index.info.checksum != of.checksum
+        ):
+            raise IndexStale(
+                f"the index in {self.path} is not the one that the database knows of: one of the "
+                "two may have been put back from a copy"
+            )
+        if index.info.generation == of.generation and not _same_codes(index, of):
             raise IndexMismatch(
                 f"the index in {self.path} was made with another encoder, head or quantizer: "
                 + _differences(index.info.fingerprints, of.fingerprints)
             )
-        if current:
-            self.index, self.behind = index, False
-        return current
+        self._rows = len(index)
+        return index
+
+    def changes(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        of: Record,
+        index: native.Index,
+        committed: bool = True,
+    ) -> Changes:
+        """What has changed since the index, in the cursor's transaction. Where that has written
+        nothing (`committed`) it is remembered."""
+        since = index.info.generation
+        if since >= of.generation:
+            return Changes(np.empty(0, np.int64), rows.empty(of, 0))
+        if not committed:
+            return rows.changes(cur, of, since)
+        kept, key = self._changes, (since, of.generation)
+        if kept is None or kept[0] != key:
+            kept = self._changes = key, rows.changes(cur, of, since)
+        return kept[1]
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def create(self, of: Record) -> None:
-        """An empty index, in a new folder."""
+    def create(self, of: Record) -> int:
+        """An empty index, in a new folder; returns the checksum of its manifest."""
         self._make_folder()
-        self.publish(of, [])
+        return self.publish(of, Draft([], []))
 
-    def extend(self, of: Record, rows: Rows) -> None:
-        """Add the rows by which the collection came from the last generation to this one."""
-        assert self.index is not None
-        self.publish(of, self._extended(self.index, of, rows))
-
-    def refresh(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
-        """Bring the index to the codes table: add what it lacks, or build it anew where it holds
-        what the table does not."""
-        self.publish(of, self.prepare(cur, of))
-
-    def prepare(self, cur: duckdb.DuckDBPyConnection, of: Record) -> list[str]:
-        """Write the segments that the index lacks of the codes table, as this cursor's transaction
-        sees it; the names for `publish`, once that has been committed."""
+    def prepare(self, cur: duckdb.DuckDBPyConnection, of: Record) -> Draft | None:
+        """Write what the index lacks of the rows as this cursor's transaction sees them; for
+        `publish`, once that has been committed. None: it lacks nothing. An index that is not of
+        these rows, or older than what is known of deletions, is not gone on from: all rows are
+        written anew."""
         index = native.Index(self.path)
-        same = index.info.fingerprints == of.fingerprints or len(index) == 0
-        if index.info.uuid != of.uuid or index.info.generation > of.generation or not same:
-            return self._anew(cur, of)
-        there = np.sort(index.ids())
-        wanted = np.sort(read_ids(cur, of))
-        if len(np.setdiff1d(there, wanted, assume_unique=True)):
-            return self._anew(cur, of)
-        missing = np.setdiff1d(wanted, there, assume_unique=True)
-        self.index = index
-        if len(missing):
-            return self._extended(index, of, read_codes(cur, of, missing))
-        return [segment.name for segment in index.segments()]
+        info = index.info
+        own = info.uuid == of.uuid and of.indexed <= info.generation <= of.generation
+        if of.checksum and info.generation == of.indexed:
+            own = own and info.checksum == of.checksum
+        if not own or not _same_codes(index, of):
+            return self.prepare_anew(cur, of)
+        if info.generation == of.generation:
+            return None
+        changes = self.changes(cur, of, index, committed=False)
+        return self._changed(index, of, changes)
 
-    def prepare_anew(self, cur: duckdb.DuckDBPyConnection, of: Record) -> list[str]:
-        """The same with a new segment of all rows, whatever there is."""
-        self._make_folder()
-        return self._anew(cur, of)
-
-    def publish(self, of: Record, names: list[str]) -> None:
-        """Make these segments the index."""
-        before = set() if self.index is None else {s.name for s in self.index.segments()}
-        native.write_manifest(self.path, of.uuid, of.generation, names, of.fingerprints)
-        self.index, self.behind = native.Index(self.path), False
-        # A reader in another thread may be about to open what the last manifest lists.
-        self._sweep(before | set(names))
-
-    def rebuild(
+    def prepare_anew(
         self,
         cur: duckdb.DuckDBPyConnection,
         of: Record,
         progress: Callable[[float], None] | None = None,
-    ) -> None:
-        """One segment of all rows in the codes table, and nothing else in the folder."""
+    ) -> Draft:
+        """The same with a new segment of all rows, whatever there is."""
         self._make_folder()
-        names = self._anew(cur, of, progress)
-        self.publish(of, names)
-        self._sweep(set(names))
+        everything = rows.read(cur, of)
+        if not len(everything.ids):
+            return Draft([], [])
+        return Draft([self._write(of, everything, progress)], [None])
+
+    def publish(self, of: Record, draft: Draft) -> int:
+        """Make these files the index; returns the checksum of its manifest."""
+        before = self._listed()
+        native.write_manifest(
+            self.path, of.uuid, of.generation, draft.segments, of.fingerprints, draft.deleted
+        )
+        # A reader in another thread may be about to open what the last manifest lists.
+        self._sweep(before | self._listed())
+        self.pending = 0
+        with native.Index(self.path) as index:
+            return index.info.checksum
+
+    def due(self) -> bool:
+        """Whether enough has changed for the index to take it in."""
+        return self.pending >= min(PENDING_ROWS, max(1, self._rows // 4))
+
+    def tidy(self) -> None:
+        """Remove all that the index does not consist of."""
+        self._sweep(self._listed())
 
     def remove(self) -> None:
-        self.index, self.dropped = None, True
+        self.dropped = True
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _make_folder(self) -> None:
@@ -153,56 +192,76 @@ class Store:
                 "the database must be writable, with room on its disk"
             ) from error
 
-    def _anew(
-        self,
-        cur: duckdb.DuckDBPyConnection,
-        of: Record,
-        progress: Callable[[float], None] | None = None,
-    ) -> list[str]:
-        rows = read_codes(cur, of)
-        return [self._write(of, rows, progress)] if len(rows.ids) else []
+    def _changed(self, index: native.Index, of: Record, changes: Changes) -> Draft:
+        """Write what makes of an index one with these changes.
 
-    def _extended(self, index: native.Index, of: Record, rows: Rows) -> list[str]:
-        """Write rows that `index` has not got; the names of its segments with them.
-
-        Small segments at the end are merged with the new rows as long as they are not more than
-        twice as many (the logarithmic method of Bentley and Saxe), so there are never many.
+        New rows become a segment. Segments that are small beside it, at most twice as many rows
+        (the logarithmic method of Bentley and Saxe), are merged into it from the newest back, so
+        there are never many. So are `SEGMENT_ROWS` rows at most of one that consists of dead rows
+        for more than a quarter, the one with the most: of a larger one the first of its live rows,
+        so that it shrinks step by step. Other segments get new deletion vectors where rows of
+        theirs died.
         """
+        before, index = index.segments(), index.without(changes.ids)
+        moved = _moved(index, of, index.segments(), SEGMENT_ROWS)
+        if len(moved.ids):
+            index = index.without(moved.ids)
         segments = index.segments()
-        first, merged = len(index), len(rows.ids)
-        kept = len(segments)
-        while kept and segments[kept - 1].rows <= min(2 * merged, SEGMENT_ROWS - 1):
-            kept -= 1
-            first -= segments[kept].rows
-            merged += segments[kept].rows
-        if first < len(index):
-            both, old = _empty(of, merged), len(index) - first
-            index.read(
-                first, both.ids[:old], both.codes[:old],
-                None if both.fine is None else both.fine[:old],
-            )  # fmt: skip
-            _put(both, old, rows)
-            rows = both
-        return [*(segment.name for segment in segments[:kept]), self._write(of, rows)]
+        merged = _to_merge(segments, len(changes.rows.ids) + len(moved.ids))
+        fresh = _gather(index, of, segments, merged, [moved, changes.rows])
+        names: list[str] = []
+        deleted: list[str | None] = []
+        for number, (old, segment) in enumerate(zip(before, segments, strict=True)):
+            if number in merged or segment.deleted == segment.rows:
+                continue
+            names.append(segment.name)
+            if segment.deleted == old.deleted:
+                deleted.append(old.deletions or None)
+            else:
+                name = self._name(of, "deleted")
+                index.write_deleted(number, self.path, name)
+                deleted.append(name)
+        if len(fresh.ids):
+            names.append(self._write(of, fresh))
+            deleted.append(None)
+        return Draft(names, deleted)
 
     def _write(
-        self, of: Record, rows: Rows, progress: Callable[[float], None] | None = None
+        self, of: Record, some: Rows, progress: Callable[[float], None] | None = None
     ) -> str:
-        number = 0
-        while (self.path / (name := f"{of.generation:08}-{number:03}.segment")).exists():
-            number += 1
+        name = self._name(of, "segment")
         native.write_segment(
-            self.path, name, rows.ids, rows.codes, of.uuid, of.generation, of.fingerprints,
-            progress, fine=rows.fine,
+            self.path, name, some.ids, some.codes, of.uuid, of.generation, of.fingerprints,
+            progress, fine=some.fine,
         )  # fmt: skip
         return name
 
+    def _name(self, of: Record, kind: str) -> str:
+        number = 0
+        while (self.path / (name := f"{of.generation:08}-{number:03}.{kind}")).exists():
+            number += 1
+        return name
+
+    def _listed(self) -> set[str]:
+        """The files that the manifest on disk lists."""
+        try:
+            with native.Index(self.path) as index:
+                self._rows = len(index)
+                return {
+                    name
+                    for segment in index.segments()
+                    for name in (segment.name, segment.deletions)
+                    if name
+                }
+        except IndexProblem:
+            return set()
+
     def _sweep(self, keep: set[str]) -> None:
-        """Remove segments that are not listed, and files that a crash left half written."""
+        """Remove files that are not listed, and those that a crash left half written."""
         try:
             for entry in os.scandir(self.path):
-                unlisted = entry.name.endswith(".segment") and entry.name not in keep
-                if unlisted or (entry.name.startswith(".") and ".tmp-" in entry.name):
+                ours = entry.name.endswith((".segment", ".deleted")) and entry.name not in keep
+                if ours or (entry.name.startswith(".") and ".tmp-" in entry.name):
                     Path(entry).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
@@ -213,26 +272,102 @@ class Store:
     # --- checking ---------------------------------------------------------------------------------
 
     def verify(self, cur: duckdb.DuckDBPyConnection, of: Record) -> None:
-        """Deep check of the files on disk, and of every row against the codes table."""
-        with native.Index(self.path) as index:
-            if index.info.uuid != of.uuid or index.info.generation != of.generation:
-                raise IndexMismatch(f"the index in {self.path} is not that of these rows")
-            index.validate()
-            rows = catalog.row_count(cur, of)
-            if len(index) != rows:
+        """Deep check of the files on disk, and of every row that they hold against the codes table
+        as the cursor's transaction sees it."""
+        index = self.open(of)
+        index.validate()
+        since = index.info.generation
+        if since > of.generation:
+            raise IndexStale(
+                f"the index in {self.path} is newer (generation {since}) than the rows in the "
+                f"database ({of.generation})"
+            )
+        index = index.without(self.changes(cur, of, index).ids)
+        expected = 0
+        for there in rows.batches(cur, of, _CHECK_ROWS, f"generation <= {since}"):
+            expected += len(there.ids)
+            indexed, found = index.lookup(there.ids)
+            wrong = ~found | (indexed != there.codes).any(axis=1)
+            if there.fine is not None and not wrong.any():
+                wrong = (index.fine(there.ids) != there.fine).any(axis=1)
+            if wrong.any():
                 raise IndexMismatch(
-                    f"the index in {self.path} has {len(index):,} rows, the codes table {rows:,}"
+                    f"the index in {self.path} and the codes table disagree on id "
+                    f"{there.ids[wrong.argmax()]}"
                 )
-            for rows_there in _batches(cur, of, _CHECK_ROWS):
-                indexed, found = index.lookup(rows_there.ids)
-                wrong = ~found | (indexed != rows_there.codes).any(axis=1)
-                if rows_there.fine is not None and not wrong.any():
-                    wrong = (index.fine(rows_there.ids) != rows_there.fine).any(axis=1)
-                if wrong.any():
-                    row = rows_there.ids[wrong.argmax()]
-                    raise IndexMismatch(
-                        f"the index in {self.path} and the codes table disagree on id {row}"
-                    )
+        if len(index) != expected:
+            raise IndexMismatch(
+                f"the index in {self.path} has {len(index):,} rows of which the codes table has "
+                f"{expected:,}"
+            )
+
+
+def _to_merge(segments: Sequence[native.SegmentInfo], new: int) -> set[int]:
+    """Which segments are merged with so many new rows."""
+    merged: set[int] = set()
+    total = new
+    for number in reversed(range(len(segments))):
+        live = segments[number].rows - segments[number].deleted
+        if live > min(2 * total, SEGMENT_ROWS - 1):
+            break
+        merged.add(number)
+        total += live
+    return merged
+
+
+def _moved(
+    index: native.Index, of: Record, segments: Sequence[native.SegmentInfo], most: int
+) -> Rows:
+    """The first live rows of the segment with the most dead ones, if those are too many."""
+    dead = [
+        number for number, segment in enumerate(segments)
+        if _DEAD_SHARE * segment.rows < segment.deleted < segment.rows
+    ]  # fmt: skip
+    if not dead:
+        return rows.empty(of, 0)
+    worst = max(dead, key=lambda number: segments[number].deleted)
+    first = sum(segment.rows for segment in segments[:worst])
+    parts: list[Rows] = []
+    left, at = most, 0
+    while left and at < segments[worst].rows:
+        part = rows.empty(of, min(_CHECK_ROWS, segments[worst].rows - at))
+        index.read(first + at, part.ids, part.codes, part.fine)
+        at += len(part.ids)
+        parts.append(part.some(np.flatnonzero(part.ids >= 0)[:left]))
+        left -= len(parts[-1].ids)
+    return _together(of, parts)
+
+
+def _gather(
+    index: native.Index,
+    of: Record,
+    segments: Sequence[native.SegmentInfo],
+    which: set[int],
+    new: Sequence[Rows],
+) -> Rows:
+    """The live rows of some segments, and new ones."""
+    starts = np.cumsum([0, *(segment.rows for segment in segments)])
+    parts = []
+    for number in sorted(which):
+        part = rows.empty(of, segments[number].rows)
+        index.read(int(starts[number]), part.ids, part.codes, part.fine)
+        parts.append(part.some(np.flatnonzero(part.ids >= 0)))
+    return _together(of, [*parts, *new])
+
+
+def _together(of: Record, parts: Sequence[Rows]) -> Rows:
+    everything = rows.empty(of, sum(len(part.ids) for part in parts))
+    done = 0
+    for part in parts:
+        rows.put(everything, done, part)
+        done += len(part.ids)
+    return everything
+
+
+def _same_codes(index: native.Index, of: Record) -> bool:
+    """Whether codes in the index can be compared with the collection's; an empty one is any's."""
+    empty = len(index) + index.info.deleted == 0
+    return empty or index.info.fingerprints == of.fingerprints
 
 
 def _differences(theirs: native.Fingerprints, mine: native.Fingerprints) -> str:
@@ -243,21 +378,25 @@ def _differences(theirs: native.Fingerprints, mine: native.Fingerprints) -> str:
     )
 
 
-def inspect(path: Path, of: Record, rows: int) -> tuple[str, native.IndexInfo | None]:
-    """What the index on disk is to a collection of so many rows: 'current', 'stale', 'missing',
-    'corrupt' or 'foreign'; and what it says of itself, where it can be opened."""
+def inspect(path: Path, of: Record) -> tuple[str, native.IndexInfo | None]:
+    """What the index on disk is to a collection: 'current'; 'behind', where changes of rows wait
+    to be taken in and are answered from the codes table; 'stale', 'missing', 'corrupt' or
+    'foreign', which need a repair; and what it says of itself, where it can be opened."""
     try:
         with native.Index(path) as index:
-            info = index.info
+            info, same = index.info, _same_codes(index, of)
     except IndexMissing:
         return "missing", None
     except (IndexCorrupt, IndexMismatch):
         return "corrupt", None
     if info.uuid != of.uuid:
         return "foreign", info
-    if info.generation != of.generation or info.rows != rows:
+    other = of.checksum and info.generation == of.indexed and info.checksum != of.checksum
+    if other or not of.indexed <= info.generation <= of.generation:
         return "stale", info
-    return ("current" if info.fingerprints == of.fingerprints else "foreign"), info
+    if not same:
+        return "foreign", info
+    return ("current" if info.generation == of.generation else "behind"), info
 
 
 _stores: weakref.WeakValueDictionary[str, Store] = weakref.WeakValueDictionary()
@@ -280,55 +419,3 @@ def hint(error: IndexProblem, where: catalog.Database, name: str) -> IndexProble
         f"{str(error).rstrip('.')}. The rows are safe in the database: `boxwood repair {database} "
         f"{name}`, or Collection.open(con, {name!r}, repair=True), builds the index again"
     )
-
-
-# --- the codes table ------------------------------------------------------------------------------
-
-
-def read_ids(cur: duckdb.DuckDBPyConnection, of: Record) -> Ids:
-    ids: Ids = cur.execute(f"SELECT id FROM {of.codes}").fetchnumpy()["id"]
-    return np.asarray(ids, np.int64)
-
-
-def _empty(of: Record, n: int) -> Rows:
-    """Room for so many rows of a collection."""
-    fine = np.empty((n, native.FINE_DIMS), np.uint8) if of.fine else None
-    return Rows(np.empty(n, np.int64), np.empty((n, native.DIMS), np.uint8), fine)
-
-
-def _put(into: Rows, first: int, rows: Rows) -> None:
-    into.ids[first : first + len(rows.ids)] = rows.ids
-    into.codes[first : first + len(rows.ids)] = rows.codes
-    if into.fine is not None and rows.fine is not None:
-        into.fine[first : first + len(rows.ids)] = rows.fine
-
-
-def read_codes(cur: duckdb.DuckDBPyConnection, of: Record, only: Ids | None = None) -> Rows:
-    """The rows of the codes table, or these of its ids."""
-    rows = _empty(of, catalog.row_count(cur, of) if only is None else len(only))
-    done = 0
-    for some in _batches(cur, of, _READ_ROWS, only):
-        _put(rows, done, some)
-        done += len(some.ids)
-    return Rows(
-        rows.ids[:done], rows.codes[:done], rows.fine if rows.fine is None else rows.fine[:done]
-    )
-
-
-def _batches(
-    cur: duckdb.DuckDBPyConnection, of: Record, rows: int, only: Ids | None = None
-) -> Iterator[Rows]:
-    columns = ", ".join([*catalog.COLUMNS, *([catalog.FINE] if of.fine else [])])
-    query = f"SELECT id, {columns} FROM {of.codes}"
-    with ExitStack() as stack:
-        if only is not None:
-            stack.enter_context(catalog.registered(cur, "boxwood_wanted", pa.table({"id": only})))
-            query += " SEMI JOIN boxwood_wanted USING (id)"
-        for batch in cur.sql(query).to_arrow_reader(rows):
-            if not len(batch):
-                continue
-            ids, *values = (column.to_numpy() for column in batch.columns[: 1 + native.DIMS])
-            fine = None
-            if of.fine:
-                fine = batch.columns[-1].flatten().to_numpy().reshape(-1, native.FINE_DIMS)
-            yield Rows(ids, np.stack(values, axis=1), fine)

@@ -16,12 +16,13 @@ import pickle
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from queue import SimpleQueue
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,9 @@ _CHUNK = 8  # images that a worker is handed at a time
 _LONG = 32  # times as long as wide: such a picture is cropped while it is resized
 _FEW = 256  # images: fewer are decoded by threads before processes have started
 _PATIENCE = 60.0  # seconds that a process may take to start
+_HUNG = 8  # threads that hang, at most; each may keep a core busy, and none can be ended
+TIMEOUT = 60.0
+"""Seconds that decoding an image may take. The largest that are decoded at all take some ten."""
 _CORES = 4  # with fewer, threads keep all of them busy: pillow lets others run while it decodes
 
 
@@ -265,7 +269,26 @@ class _Worker:
     def end(self) -> None:
         # Not close(): that would wait for the thread that reads from it.
         self.process.kill()
-        self.process.wait()
+        with suppress(subprocess.TimeoutExpired):  # one that waits for a disk that is gone
+            self.process.wait(5)
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """Entries that one thread decodes, in order, and what became of them so far."""
+
+    entries: list[Item | Broken]
+    results: list[Decoded | Broken] = field(default_factory=list)
+    finished: threading.Event = field(default_factory=threading.Event)
+    thread: threading.Thread | None = None
+    worker: _Worker | None = None
+    since: float | None = None
+    """When decoding began of the next entry, or of all that the worker has; None: of none."""
+    overdue: float | None = None
+    """The `since` that was too long ago when that was last looked at."""
+    late: float | None = None
+    """The `since` that the worker was ended for."""
+    error: BaseException | None = None
 
 
 class Decoder:
@@ -276,6 +299,12 @@ class Decoder:
     recipe, and where no process can be started, threads of this process decode, 8 at most. None:
     a process a core, 16 at most, but threads for some hundred items, or on fewer than 4 cores.
     `ahead` is how many results may wait.
+
+    An image that takes more than `timeout` seconds is given up (None: never). A process that is not
+    done with its few images by then is ended, and another one gets them one by one. A thread cannot
+    be ended: another one takes its place, and it goes on until it is done or this process ends, so
+    `take` raises Error when too many of them hang. A decoder that keeps Python's lock while it
+    hangs stops all of this process.
     """
 
     def __init__(
@@ -284,6 +313,7 @@ class Decoder:
         recipe: Recipe | None,
         workers: int | None = None,
         ahead: int = 512,
+        timeout: float | None = TIMEOUT,
     ) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         cores = cores or 1
@@ -292,15 +322,18 @@ class Decoder:
         if workers is None:
             workers = min(16, cores) if cores >= _CORES and len(few) > _FEW else 0
         self.processes = bool(recipe is not None and workers and sys.executable)
-        count = workers if self.processes else min(8, cores)
+        self._most = workers if self.processes else min(8, cores)  # threads
         self._recipe = recipe
         self._ahead = ahead if recipe is not None else min(ahead, 64)
+        self._timeout = timeout
         self._own = threading.local()
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
         self._closed = False
-        self._pool = ThreadPoolExecutor(count, "boxwood-decode")
-        self._waiting: deque[tuple[int, Future[list[Decoded | Broken]]]] = deque()
+        self._threads: set[threading.Thread] = set()
+        self._hung: list[threading.Thread] = []
+        self._queue: SimpleQueue[_Chunk | None] = SimpleQueue()
+        self._waiting: deque[_Chunk] = deque()
         self._results: deque[Decoded | Broken] = deque()
         self._count = 0
 
@@ -311,7 +344,8 @@ class Decoder:
         with self._lock:
             self._closed = True
             alive = list(self._all)
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        for _thread in self._threads:
+            self._queue.put(None)
         for worker in alive:
             worker.end()
 
@@ -321,47 +355,136 @@ class Decoder:
             self._fill()
             if not self._waiting:
                 break
-            count, future = self._waiting[0]
-            self._results.extend(future.result())
+            chunk = self._waiting[0]
+            self._wait(chunk)
             self._waiting.popleft()
-            self._count -= count
+            self._results.extend(chunk.results)
+            self._count -= len(chunk.entries)
         return [self._results.popleft() for _ in range(min(n, len(self._results)))]
 
     def _fill(self) -> None:
         while self._count < self._ahead:
-            chunk = list(itertools.islice(self._items, _CHUNK))
-            if not chunk:
+            entries = list(itertools.islice(self._items, _CHUNK))
+            if not entries:
                 return
-            self._waiting.append((len(chunk), self._pool.submit(self._decode, chunk)))
-            self._count += len(chunk)
+            chunk = _Chunk(entries)
+            self._waiting.append(chunk)
+            self._count += len(entries)
+            self._queue.put(chunk)
+            if len(self._threads) < self._most:
+                self._start(None)
 
-    def _decode(self, chunk: list[Item | Broken]) -> list[Decoded | Broken]:
-        items = [item for item in chunk if isinstance(item, Item)]
-        done = iter(self._decode_items(items) if items else ())
-        return [next(done) if isinstance(item, Item) else item for item in chunk]
+    # --- time limit
 
-    def _decode_items(self, items: list[Item]) -> Iterable[Decoded | Broken]:
-        worker = self._worker()
-        if worker is None:
-            return [decode(item, self._recipe) for item in items]
-        try:
-            return worker.decode(items)
-        except _WorkerDied:
-            return self._one_by_one(items)
+    def _wait(self, chunk: _Chunk) -> None:
+        every = None if self._timeout is None else min(1.0, self._timeout / 4)
+        while not chunk.finished.wait(every):
+            for other in self._waiting:
+                if other.since is not None:
+                    self._look(other, other.since)
+        if chunk.error is not None:
+            raise chunk.error
 
-    def _one_by_one(self, items: list[Item]) -> Iterator[Decoded | Broken]:
-        """After a worker has died over them."""
-        self._drop()
-        for item in items:
-            worker = self._worker()
-            if worker is None:
-                yield decode(item, self._recipe)
-                continue
+    def _look(self, chunk: _Chunk, since: float) -> None:
+        """Give up the image that a chunk is at, if its time is over."""
+        if self._timeout is None or time.monotonic() - since < self._timeout:
+            return
+        if chunk.overdue != since:  # this process may have been stopped: what is done is read first
+            chunk.overdue = since
+            return
+        with self._lock:
+            if chunk.since != since or len(chunk.results) == len(chunk.entries):
+                return
+            if (worker := chunk.worker) is not None:
+                chunk.late = since
+                worker.process.kill()  # which its thread sees
+                return
+            assert chunk.thread is not None
+            self._hung = [thread for thread in self._hung if thread.is_alive()]
+            if len(self._hung) == _HUNG:
+                raise Error(
+                    f"{_HUNG} images hang in their decoders, in threads, which cannot be ended: "
+                    "decode in processes, workers=1 or more (--workers)"
+                )
+            self._hung.append(chunk.thread)
+            self._threads.discard(chunk.thread)
+            chunk.results.append(self._given_up(chunk))
+            chunk.thread = chunk.since = None
+        self._start(chunk)
+
+    def _given_up(self, chunk: _Chunk) -> Broken:
+        entry = chunk.entries[len(chunk.results)]
+        detail = f"decoding it took more than {self._timeout:g} seconds, the time limit"
+        return Broken(entry.uri, "timeout", detail)
+
+    # --- threads
+
+    def _start(self, chunk: _Chunk | None) -> None:
+        """Start a thread, with a chunk that another one has begun or with the next."""
+        # One that hangs must not keep the interpreter from ending.
+        thread = threading.Thread(
+            target=self._run, args=(chunk,), name="boxwood-decode", daemon=True
+        )
+        self._threads.add(thread)
+        thread.start()
+
+    def _run(self, chunk: _Chunk | None) -> None:
+        while (chunk := chunk or self._queue.get()) is not None and not self._closed:
+            chunk.thread = threading.current_thread()
             try:
-                yield from worker.decode([item])
+                if not self._decode(chunk):
+                    return
+            except BaseException as error:
+                with self._lock:
+                    if chunk.thread is not threading.current_thread():
+                        return
+                    chunk.error = error
+            with self._lock:
+                chunk.since = None
+            chunk.finished.set()
+            chunk = None
+
+    def _decode(self, chunk: _Chunk) -> bool:
+        """Decode what is left of a chunk; False if it was taken from this thread."""
+        alone = False  # after a worker was ended over some of them
+        while (rest := chunk.entries[len(chunk.results) :]) and not self._closed:
+            items = list(itertools.takewhile(lambda entry: isinstance(entry, Item), rest))
+            if not items:
+                chunk.results.append(rest[0])  # type: ignore[arg-type]
+                continue
+            worker = self._worker()
+            with self._lock:
+                chunk.worker, chunk.since = worker, time.monotonic()
+            if worker is None:
+                result = decode(items[0], self._recipe)  # type: ignore[arg-type]
+                if not self._note(chunk, result):
+                    return False
+                continue
+            sent = items[:1] if alone else items
+            try:
+                for result in worker.decode(sent):  # type: ignore[arg-type]
+                    self._note(chunk, result)
             except _WorkerDied:
                 self._drop()
-                yield Broken(item.uri, "broken", "decoding it ended the process that did")
+                if chunk.late == chunk.since and len(sent) == 1:
+                    self._note(chunk, self._given_up(chunk))
+                elif alone:
+                    said = "decoding it ended the process that did"
+                    self._note(chunk, Broken(sent[0].uri, "broken", said))
+                alone = True
+            finally:
+                with self._lock:
+                    chunk.worker = chunk.since = None
+        return True
+
+    def _note(self, chunk: _Chunk, result: Decoded | Broken) -> bool:
+        """Note what became of a chunk's next entry, unless it was taken from this thread."""
+        with self._lock:
+            if chunk.thread is not threading.current_thread():
+                return False
+            chunk.results.append(result)
+            chunk.since = time.monotonic()
+        return True
 
     def _worker(self) -> _Worker | None:
         """This thread's worker, started if need be; None where threads decode."""

@@ -30,15 +30,16 @@ SIDE = 1024
 """Larger images are reduced while they are decoded, to a shorter side of at least this."""
 
 _limit = threading.Lock()
-
+_opening: list[int | None] = []  # Pillow's own limit, once for each call that has put it off
 
 REASONS = (
     "truncated", "not an image", "decompression bomb", "zero pixels", "unreadable", "broken",
-    "duplicate",
+    "timeout", "duplicate", "same name",
 )  # fmt: skip
 """Why an image is not added: its end is missing; its bytes are of no kind that is known; it has
 more than `MAX_PIXELS`, or none at all; the operating system does not give it out, or memory is
-short; its bytes are damaged otherwise; another image has the same bytes."""
+short; its bytes are damaged otherwise; decoding it takes too long; another image has the same
+bytes; another one before it has the same uri."""
 
 
 class ImageError(InputError):
@@ -198,14 +199,19 @@ def open_file(path: str | Path) -> IO[bytes]:
 
 
 def _open(pillow: Any, source: IO[bytes]) -> Image.Image:
-    # Pillow's own limit is a third of ours and belongs to the whole process.
+    # Pillow's own limit is a third of ours and belongs to the whole process. The lock is not held
+    # while a file is opened: one that hangs would stop all others.
     with _limit:
-        before, pillow.MAX_IMAGE_PIXELS = pillow.MAX_IMAGE_PIXELS, None
-        try:
-            image: Image.Image = pillow.open(source)
-            return image
-        finally:
-            pillow.MAX_IMAGE_PIXELS = before
+        _opening.append(_opening[0] if _opening else pillow.MAX_IMAGE_PIXELS)
+        pillow.MAX_IMAGE_PIXELS = None
+    try:
+        image: Image.Image = pillow.open(source)
+        return image
+    finally:
+        with _limit:
+            before = _opening.pop()
+            if not _opening:
+                pillow.MAX_IMAGE_PIXELS = before
 
 
 def _rgb(pillow: Any, image: Image.Image) -> Image.Image:

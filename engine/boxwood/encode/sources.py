@@ -16,7 +16,8 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -31,8 +32,13 @@ COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "path", "file", "file
 """Columns of images that are found without being named: bytes in any, paths in text ones."""
 KEYS = ("uri", "key", "path", "url", "id")
 """Columns that tell images in bytes apart, where none is named."""
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+"""How the names of tar shards end. What a shard is packed with is told from its first bytes."""
 _ROWS = 64  # of a table of bytes, at a time
 _WHOLE = 1 << 20  # JSON beside an image that is larger is none of img2dataset's
+_LARGEST = 1 << 30  # bytes of an image in a compressed shard, where a kilobyte may say any size
+_HELD = 64 << 20  # bytes of one name in a compressed shard; what follows is taken by itself
+_PADDING = 16 << 20  # bytes after a tar's end, at most, that are read to see the shard's checksum
 
 
 def is_pattern(text: str) -> bool:
@@ -114,9 +120,9 @@ class Sources:
                 path = os.path.join(here, name)
                 if is_hidden(name):
                     continue
-                if suffix.lower() == ".tar":
+                if is_tar(name):
                     self._add_file(path, files, path)
-                elif suffix.lower() == ".parquet" and f"{stem}.tar" not in names:
+                elif suffix.lower() == ".parquet" and not any(stem + tar in names for tar in TARS):
                     schema = _schema(path)
                     if self._column in schema.names or _bytes_column(schema) is not None:
                         self._add_file(path, files, path)
@@ -124,7 +130,7 @@ class Sources:
     def _add_file(self, path: str, files: list[str], given: object) -> None:
         if not os.path.lexists(path):
             raise InputError(f"no such file or folder: {given}")
-        kind = os.path.splitext(path)[1].lower()[1:]
+        kind = "tar" if is_tar(path) else os.path.splitext(path)[1].lower()[1:]
         if kind not in ("tar", "parquet"):
             files.append(path)
             return
@@ -244,25 +250,38 @@ class Sources:
         )
 
     def _tar(self, path: str) -> Iterator[Item | Broken]:
-        """Images of a tar shard, with what stands in the .json or .txt of the same name."""
+        """Images of a tar shard, with what stands in the .json or .txt of the same name. Those of a
+        compressed one come as bytes: it can only be read from its start."""
         size = os.path.getsize(path)
         listed = 0
         before = self._bytes
+        packed = False
         try:
-            with tarfile.open(path, "r:") as shard:
-                for group in _samples(shard):
-                    images = [member for member in group if _suffix(member.name) in SUFFIXES]
-                    metadata = _beside(shard, group, path) if images else None
-                    for member in images:
-                        held = Slice(path, member.offset_data, member.size)
-                        yield Item(f"{path}#{member.name}", held, metadata)
+            with _open_tar(path) as (shard, raw, packed):
+                for group in _samples(shard, packed):
+                    images = [file for file in group if _suffix(file.member.name) in SUFFIXES]
+                    metadata = _beside(shard, group) if images else None
+                    for member, data in images:
+                        uri = f"{path}#{member.name}"
+                        if not packed:
+                            held = Slice(path, member.offset_data, member.size)
+                            yield Item(uri, held, metadata)
+                        elif data is not None:
+                            yield Item(uri, data, metadata)
+                        else:
+                            said = f"{member.size:,} bytes are more than {_LARGEST:,}"
+                            yield Broken(uri, "decompression bomb", said)
                     listed += len(images)
                     self._listed += len(images)
-                    self._bytes = before + min(size, group[-1].offset_data + group[-1].size)
-        except (tarfile.TarError, OSError, EOFError) as error:
+                    self._bytes = before + min(size, raw.tell())
+        except Exception as error:  # tarfile raises whatever a damaged archive drives it to
             said = _line(error) or "damaged"
-            broken = "truncated" if listed or "end of" in said or not size else "not an image"
-            yield Broken(path, broken, f"the rest of this tar cannot be read: {said}")
+            cut = isinstance(error, EOFError) or isinstance(error.__cause__, EOFError)
+            if cut or "end of" in said or "truncated" in said or not size:
+                reason = "truncated"
+            else:
+                reason = "broken" if listed or packed else "not an image"
+            yield Broken(path, reason, f"the rest of this tar cannot be read: {said}")
         self._bytes = before + size
 
 
@@ -359,34 +378,90 @@ def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _samples(shard: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
-    """Files of one name but for the suffix, which follow each other, as webdataset has them."""
-    group: list[tarfile.TarInfo] = []
+def is_tar(name: str) -> bool:
+    return name.lower().endswith(TARS)
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose damaged or missing header is an error; tarfile takes it for the tar's end."""
+
+    @classmethod
+    def fromtarfile(cls, shard: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(shard)
+        except tarfile.EmptyHeaderError as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("unexpected end of data, no block that ends it") from error
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(error)) from error
+
+
+class _File(NamedTuple):
+    """A file in a tar; `data` of images and notes in a compressed one, unless it is too large."""
+
+    member: tarfile.TarInfo
+    data: bytes | None
+
+
+def _packing(raw: IO[bytes]) -> str:
+    start = raw.read(6)
+    raw.seek(0)
+    for magic, kind in ((b"\x1f\x8b", "gz"), (b"BZh", "bz2"), (b"\xfd7zXZ\0", "xz")):
+        if start.startswith(magic):
+            return kind
+    return ""
+
+
+@contextmanager
+def _open_tar(path: str) -> Iterator[tuple[tarfile.TarFile, IO[bytes], bool]]:
+    """A tar shard, its file, and whether it is compressed."""
+    with open(path, "rb") as raw:
+        kind = _packing(raw)
+        mode: Any = f"r:{kind}"
+        with tarfile.open(path, mode, fileobj=raw, tarinfo=_Member) as shard:
+            yield shard, raw, bool(kind)
+
+
+def _samples(shard: tarfile.TarFile, packed: bool) -> Iterator[list[_File]]:
+    """Files of one name but for the suffix, which follow each other, as webdataset has them. A
+    compressed shard is read to its end once, never back."""
+    group: list[_File] = []
     stem = ""
+    held = 0
     while (member := shard.next()) is not None:
         shard.members.clear()  # type: ignore[attr-defined]  # or it would keep every one
         folder, name = os.path.split(member.name)
         if not member.isfile() or is_hidden(name):
             continue
         this = os.path.join(folder, name.split(".")[0])
-        if group and this != stem:
+        if group and (this != stem or held > _HELD):
             yield group
-            group = []
+            group, held = [], 0
         stem = this
-        group.append(member)
+        data = None
+        most = {".json": _WHOLE, ".txt": _WHOLE}.get(_suffix(name), _LARGEST)
+        if packed and member.size <= most and _suffix(name) in SUFFIXES | {".json", ".txt"}:
+            file = shard.extractfile(member)
+            data = b"" if file is None else file.read()
+            held += len(data)
+        group.append(_File(member, data))
     if group:
         yield group
+    left = _PADDING if packed else 0
+    while left > 0 and (rest := shard.fileobj.read(1 << 16)):
+        left -= len(rest)
 
 
-def _beside(shard: tarfile.TarFile, group: Sequence[tarfile.TarInfo], path: str) -> dict[str, Any]:
+def _beside(shard: tarfile.TarFile, group: Sequence[_File]) -> dict[str, Any]:
     known: dict[str, Any] = {}
     caption = None
-    for member in group:
+    for member, data in group:
         kind = _suffix(member.name)
         if kind not in (".json", ".txt") or member.size > _WHOLE:
             continue
-        file = shard.extractfile(member)
-        text = "" if file is None else file.read().decode("utf-8", "replace")
+        if data is None:
+            file = shard.extractfile(member)
+            data = b"" if file is None else file.read()
+        text = data.decode("utf-8", "replace")
         if kind == ".txt":
             caption = text.strip()
             continue
@@ -403,31 +478,42 @@ def _beside(shard: tarfile.TarFile, group: Sequence[tarfile.TarInfo], path: str)
 
 def open_uri(uri: str) -> str | io.BytesIO:
     """What `load_image` takes, of an image by its uri: a member of a tar shard or a row of a
-    Parquet file as its bytes. Raises ImageError where it is not there."""
+    Parquet file as its bytes. A compressed shard is read from its start to the member. Raises
+    ImageError where it is not there."""
     path, hash_, member = uri.partition("#")
-    kind = _suffix(path)
-    if not hash_ or kind not in (".tar", ".parquet") or os.path.lexists(uri):
+    if not hash_ or not (is_tar(path) or _suffix(path) == ".parquet") or os.path.lexists(uri):
         return uri
     try:
-        if kind == ".tar":
-            offset, size = _members(path, os.stat(path).st_mtime_ns)[member]
-            with open(path, "rb") as shard:
-                shard.seek(offset)
-                return io.BytesIO(shard.read(size))
+        if is_tar(path):
+            return io.BytesIO(_read_member(path, member))
         for item in Sources(path):
             if isinstance(item, Item) and item.uri == uri and isinstance(item.data, bytes):
                 return io.BytesIO(item.data)
-    except (tarfile.TarError, KeyError, OSError, InputError) as error:
+    except Exception as error:  # as above: whatever a damaged archive drives it to
         raise ImageError(uri, f"cannot be read: {_line(error)}", "unreadable") from error
     raise ImageError(uri, "no such row", "unreadable")
 
 
+def _read_member(path: str, name: str) -> bytes:
+    """The bytes of the first image of this name. Raises KeyError where there is none."""
+    with open(path, "rb") as raw:
+        if not _packing(raw):
+            offset, size = _members(path, os.fstat(raw.fileno()).st_mtime_ns)[name]
+            raw.seek(offset)
+            return raw.read(size)
+    with _open_tar(path) as (shard, _, _):
+        for member, data in itertools.chain.from_iterable(_samples(shard, True)):
+            if member.name == name and data is not None:
+                return data
+    raise KeyError(name)
+
+
 @functools.lru_cache(maxsize=4)
 def _members(path: str, changed: int) -> dict[str, tuple[int, int]]:
-    """Where a shard has its images. `changed` tells versions of a file apart."""
-    with tarfile.open(path, "r:") as shard:
+    """Where an uncompressed shard has its images. `changed` tells versions of a file apart."""
+    with _open_tar(path) as (shard, _, _):
         found: dict[str, tuple[int, int]] = {}
-        for member in itertools.chain.from_iterable(_samples(shard)):
+        for member, _ in itertools.chain.from_iterable(_samples(shard, False)):
             if _suffix(member.name) in SUFFIXES:  # of one name the first, as when they are added
                 found.setdefault(member.name, (member.offset_data, member.size))
         return found

@@ -93,8 +93,9 @@ void bw_parallel(uint32_t threads, void (*task)(void *context, uint32_t worker),
 /* ---- faults for tests: the n-th call of a kind from now on fails. Compiled in only with BW_FAULTS. ---- */
 #ifdef BW_FAULTS
 enum { BW_FAULT_ALLOC, BW_FAULT_WRITE, BW_FAULT_SYNC, BW_FAULT_RENAME, BW_FAULT_MAP, BW_FAULT_KINDS };
-void bw_fault_set(int kind,
-                  long countdown); /* countdown < 0: off; 0: the next call fails, and every later one */
+/* countdown < 0: off; 0: the next call fails, and every later one. Exported: Python's tests inject faults,
+ * too. */
+__attribute__((visibility("default"))) void bw_fault_set(int kind, long countdown);
 #endif
 
 #endif

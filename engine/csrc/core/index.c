@@ -8,9 +8,11 @@
 
 #define REPAIR "Run: boxwood repair"
 #define UNUSED_KEPT 8
+#define FEW_DEAD 64 /* one row in so many: fewer dead ones are looked up one by one */
 
 typedef struct bw_index_entry {
     bw_index index;
+    bw_deleted **vectors; /* as many as segments; NULL where one has no dead rows */
     uint64_t folder_device, folder_inode;
     char *folder;
     uint8_t *manifest; /* the file's bytes */
@@ -20,6 +22,15 @@ typedef struct bw_index_entry {
     uint64_t last_used;
     struct bw_index_entry *next;
 } entry;
+
+/* What bw_index_without makes. Segments and places are those of `base`; so are the bits of dead rows where no
+ * id was found. */
+typedef struct bw_index_view {
+    bw_index index;
+    const bw_index *base; /* own hold */
+    uint64_t **bits;      /* own ones, NULL where none was found; as many as segments */
+    uint32_t users;
+} view;
 
 /* table_lock guards the table, users and the segments' holds; it is not held while segments are opened or
  * closed. opening_lock is held while they are opened, so that threads which want the same index at once
@@ -98,11 +109,10 @@ static int32_t check_manifest(const char *folder, const uint8_t *manifest, size_
                        folder);
     }
     if (header->format != BW_MANIFEST_FORMAT) {
-        return bw_fail(
-            error, BW_VERSION,
-            "manifest of '%s': format %u, but this Boxwood reads format %d. Update Boxwood, or run: "
-            "boxwood repair",
-            folder, header->format, BW_MANIFEST_FORMAT);
+        return bw_fail(error, BW_VERSION, "manifest of '%s': format %u, but this Boxwood reads format %d. %s",
+                       folder, header->format, BW_MANIFEST_FORMAT,
+                       header->format < BW_MANIFEST_FORMAT ? REPAIR
+                                                           : "Update Boxwood, or run: boxwood repair");
     }
     if (header->segments > BW_MAX_SEGMENTS || bytes != bw_manifest_bytes(header->segments)) {
         return bw_fail(error, BW_CORRUPT, "manifest of '%s': %zu bytes are not those of %u segments. " REPAIR,
@@ -121,7 +131,11 @@ static int32_t check_manifest(const char *folder, const uint8_t *manifest, size_
     const bw_manifest_entry *entries = manifest_entries(manifest);
     for (uint32_t i = 0; i < header->segments; i++) {
         const bw_manifest_entry *listed = &entries[i];
+        bool whole = listed->deleted_name[0] == '\0'; /* no deletion vector */
         if (!bw_padded_ok(listed->name, BW_NAME_BYTES) || !bw_name_ok(listed->name) ||
+            !bw_padded_ok(listed->deleted_name, BW_NAME_BYTES) ||
+            (whole ? listed->deleted != 0 || listed->deleted_checksum != 0
+                   : !bw_name_ok(listed->deleted_name)) ||
             !bw_all_zero(listed->zeros, sizeof listed->zeros)) {
             return bw_fail(error, BW_CORRUPT, "manifest of '%s': entry %u is malformed. " REPAIR, folder, i);
         }
@@ -160,6 +174,15 @@ static int32_t check_listed(const bw_segment *segment, const bw_manifest_entry *
     return BW_OK;
 }
 
+static int32_t check_listed_vector(const bw_deleted *vector, const bw_manifest_entry *listed,
+                                   bw_error *error) {
+    if (vector->dead.rows != listed->deleted || vector->checksum != listed->deleted_checksum) {
+        return bw_fail(error, BW_MISMATCH,
+                       "deletion vector %s: is not the file that the manifest lists. " REPAIR, vector->name);
+    }
+    return BW_OK;
+}
+
 /* ---- segments, shared between indexes of one folder ---- */
 
 static void release_segments(bw_segment **segments, uint32_t n) {
@@ -176,13 +199,13 @@ static void release_segments(bw_segment **segments, uint32_t n) {
 }
 
 /* Whether the file at this path is the very one that is mapped, and nobody wrote to it since. */
-static bool same_file(const char *folder, const bw_segment *segment) {
+static bool same_file(const char *folder, const char *name, const bw_map *map) {
     uint64_t device, inode, modified, bytes;
-    char *path = bw_path_join(folder, segment->info.name);
-    bool same = path != NULL && segment->map.settled &&
+    char *path = bw_path_join(folder, name);
+    bool same = path != NULL && map->settled &&
                 bw_file_identity(path, &device, &inode, &modified, &bytes, NULL) == BW_OK &&
-                device == segment->map.device && inode == segment->map.inode &&
-                modified == segment->map.modified_ns && bytes == segment->map.bytes;
+                device == map->device && inode == map->inode && modified == map->modified_ns &&
+                bytes == map->bytes;
     bw_free(path);
     return same;
 }
@@ -260,7 +283,7 @@ static int32_t hold_segments(const char *folder, uint64_t device, uint64_t inode
     uint32_t to_open = 0;
     for (uint32_t i = 0; i < n; i++) {
         bw_segment *segment = find_open_segment(device, inode, entries[i].name, i);
-        if (segment != NULL && !same_file(folder, segment)) {
+        if (segment != NULL && !same_file(folder, entries[i].name, &segment->map)) {
             release_segments(&segment, 1);
             segment = NULL;
         }
@@ -281,15 +304,51 @@ static int32_t hold_segments(const char *folder, uint64_t device, uint64_t inode
     return BW_OK;
 }
 
+/* ---- deletion vectors ---- */
+
+static void close_vectors(bw_deleted **vectors, uint32_t n) {
+    for (uint32_t i = 0; vectors != NULL && i < n; i++) {
+        bw_deleted_close(vectors[i]);
+    }
+    bw_free(vectors);
+}
+
+/* Those that entries name. They are small beside their segments, so that each index opens its own. *vectors
+ * is owned: close_vectors. */
+static int32_t open_vectors(const char *folder, const bw_manifest_entry *entries, uint32_t n,
+                            bw_segment *const *segments, bw_deleted ***vectors, bw_error *error) {
+    bw_deleted **opened = bw_alloc_zero(n, sizeof *opened);
+    if (opened == NULL) {
+        return bw_fail_nomem(error, n * sizeof *opened);
+    }
+    int32_t code = BW_OK;
+    for (uint32_t i = 0; i < n && code == BW_OK; i++) {
+        if (entries[i].deleted_name[0] != '\0') {
+            code = bw_deleted_open(folder, entries[i].deleted_name, &opened[i], error);
+            if (code == BW_OK) {
+                code = bw_deleted_belongs(opened[i], segments[i], error);
+            }
+        }
+    }
+    if (code != BW_OK) {
+        close_vectors(opened, n);
+        return code;
+    }
+    *vectors = opened;
+    return BW_OK;
+}
+
 /* ---- the table of open indexes ---- */
 
 static void destroy(entry *gone) {
     while (gone != NULL) {
         entry *next = gone->next;
+        close_vectors(gone->vectors, gone->index.info.segments);
         if (gone->index.segments != NULL) {
             release_segments(gone->index.segments, gone->index.info.segments);
         }
         bw_free(gone->index.segments);
+        bw_free(gone->index.dead);
         bw_free(gone->index.first_rows);
         bw_free(gone->index.first_blocks);
         bw_free(gone->folder);
@@ -311,11 +370,13 @@ static int32_t make_entry(const char *folder, uint64_t device, uint64_t inode, u
         return bw_fail_nomem(error, sizeof *made);
     }
     made->folder = bw_alloc(folder_bytes);
+    made->index.dead = bw_alloc_zero(n, sizeof *made->index.dead);
     made->index.first_rows = bw_alloc_zero((size_t)n + 1, sizeof(uint64_t));
     made->index.first_blocks = bw_alloc_zero((size_t)n + 1, sizeof(uint64_t));
-    if (made->folder == NULL || made->index.first_rows == NULL || made->index.first_blocks == NULL) {
+    if (made->folder == NULL || made->index.dead == NULL || made->index.first_rows == NULL ||
+        made->index.first_blocks == NULL) {
         destroy(made);
-        return bw_fail_nomem(error, folder_bytes + ((size_t)n + 1) * 16);
+        return bw_fail_nomem(error, folder_bytes + ((size_t)n + 1) * 32);
     }
     memcpy(made->folder, folder, folder_bytes);
     made->folder_device = device;
@@ -328,18 +389,24 @@ static int32_t make_entry(const char *folder, uint64_t device, uint64_t inode, u
     made->index.info.generation = header->generation;
     memcpy(made->index.info.uuid, header->uuid, sizeof header->uuid);
     made->index.info.fingerprints = header->fingerprints;
+    memcpy(&made->index.info.checksum, made->manifest + bytes - sizeof(uint32_t), sizeof(uint32_t));
     *result = made;
     return BW_OK;
 }
 
-static void give_segments(entry *to, bw_segment **segments, uint32_t n) {
+static void give_segments(entry *to, bw_segment **segments, bw_deleted **vectors, uint32_t n) {
     bw_index *index = &to->index;
+    to->vectors = vectors;
     index->segments = segments;
     index->info.segments = n;
     for (uint32_t i = 0; i < n; i++) {
-        index->info.rows += segments[i]->rows;
+        if (vectors[i] != NULL) {
+            index->dead[i] = vectors[i]->dead;
+        }
+        index->info.rows += segments[i]->rows - index->dead[i].rows;
+        index->info.deleted += index->dead[i].rows;
         index->info.bytes += segments[i]->info.bytes;
-        index->first_rows[i + 1] = index->info.rows;
+        index->first_rows[i + 1] = index->first_rows[i] + segments[i]->rows;
         index->first_blocks[i + 1] = index->first_blocks[i] + segments[i]->blocks;
     }
 }
@@ -429,7 +496,10 @@ static entry *find_current(const char *folder, uint64_t device, uint64_t inode, 
     }
     pthread_mutex_unlock(&table_lock);
     for (uint32_t i = 0; found != NULL && i < found->index.info.segments; i++) {
-        if (!same_file(folder, found->index.segments[i])) {
+        const bw_segment *segment = found->index.segments[i];
+        const bw_deleted *vector = found->vectors[i];
+        if (!same_file(folder, segment->info.name, &segment->map) ||
+            (vector != NULL && !same_file(folder, vector->name, &vector->map))) {
             bw_index_close(&found->index);
             found = NULL;
         }
@@ -463,15 +533,29 @@ static int32_t open_listed(const char *folder, uint64_t device, uint64_t inode, 
             code = check_listed(segments[i], &entries[i], error);
         }
     }
+    bw_deleted **vectors = NULL;
+    if (code == BW_OK) {
+        code = open_vectors(folder, entries, n, segments, &vectors, &reason);
+        if (code == BW_MISSING) {
+            code = bw_fail(error, BW_CORRUPT, "index '%s' lists a deletion vector that is gone: %s. " REPAIR,
+                           folder, reason.message);
+        } else if (code != BW_OK) {
+            code = bw_fail(error, code, "%s", reason.message);
+        }
+    }
+    for (uint32_t i = 0; i < n && code == BW_OK; i++) {
+        code = vectors[i] != NULL ? check_listed_vector(vectors[i], &entries[i], error) : BW_OK;
+    }
     if (code == BW_OK) {
         code = make_entry(folder, device, inode, manifest, bytes, result, error);
     }
     if (code != BW_OK) {
+        close_vectors(vectors, n);
         release_segments(segments, n);
         bw_free(segments);
         return code;
     }
-    give_segments(*result, segments, n);
+    give_segments(*result, segments, vectors, n);
     put_in(*result);
     return BW_OK;
 }
@@ -533,7 +617,27 @@ int32_t bw_index_open(const char *folder, bw_index **index, bw_error *error) {
     return code;
 }
 
+static void free_view(view *gone) {
+    for (uint32_t i = 0; gone->bits != NULL && i < gone->index.info.segments; i++) {
+        bw_free(gone->bits[i]);
+    }
+    bw_free(gone->bits);
+    bw_free(gone->index.dead);
+    bw_free(gone);
+}
+
 void bw_index_close(bw_index *index) {
+    while (index != NULL && index->view != NULL) { /* what a view was made from may be one */
+        view *shut = index->view;
+        pthread_mutex_lock(&table_lock);
+        bool last = --shut->users == 0;
+        pthread_mutex_unlock(&table_lock);
+        if (!last) {
+            return;
+        }
+        index = (bw_index *)shut->base;
+        free_view(shut);
+    }
     if (index == NULL) {
         return;
     }
@@ -552,14 +656,97 @@ void bw_index_close(bw_index *index) {
 
 const bw_index *bw_index_retain(const bw_index *index) {
     pthread_mutex_lock(&table_lock);
-    index->entry->users++;
+    if (index->view != NULL) {
+        index->view->users++;
+    } else {
+        index->entry->users++;
+    }
     pthread_mutex_unlock(&table_lock);
     return index;
 }
 
+int32_t bw_index_without(const bw_index *index, const int64_t *ids, size_t n, bw_index **without,
+                         bw_error *error) {
+    if (index == NULL || without == NULL || (n > 0 && ids == NULL)) {
+        return bw_fail(error, BW_INVALID, "an index without some ids needs an index and these ids");
+    }
+    uint32_t segments = index->info.segments;
+    view *made = bw_alloc_zero(1, sizeof *made);
+    if (made == NULL) {
+        return bw_fail_nomem(error, sizeof *made);
+    }
+    made->index = *index;
+    made->index.view = made;
+    made->users = 1;
+    made->bits = bw_alloc_zero(segments, sizeof *made->bits);
+    made->index.dead = bw_alloc_array(segments, sizeof *made->index.dead);
+    if (made->bits == NULL || made->index.dead == NULL) {
+        free_view(made);
+        return bw_fail_nomem(error, segments * (sizeof(bw_dead) + sizeof(void *)));
+    }
+    memcpy(made->index.dead, index->dead, segments * sizeof *made->index.dead);
+    for (size_t i = 0; i < n; i++) {
+        uint32_t s, row;
+        if (!bw_index_find(&made->index, ids[i], &s, &row)) {
+            continue;
+        }
+        bw_dead *dead = &made->index.dead[s];
+        if (made->bits[s] == NULL) {
+            size_t bytes = bw_bitmap_bytes(index->segments[s]->rows);
+            made->bits[s] = bw_alloc_zero(1, bytes);
+            if (made->bits[s] == NULL) {
+                free_view(made);
+                return bw_fail_nomem(error, bytes);
+            }
+            if (dead->bits != NULL) {
+                memcpy(made->bits[s], dead->bits, bytes);
+            }
+            dead->bits = made->bits[s];
+        }
+        made->bits[s][row / 64] |= (uint64_t)1 << row % 64;
+        dead->rows++;
+        made->index.info.rows--;
+        made->index.info.deleted++;
+    }
+    made->base = bw_index_retain(index);
+    *without = &made->index;
+    return BW_OK;
+}
+
+int32_t bw_deleted_write(const char *folder, const char *name, const char *segment, const int64_t *ids,
+                         size_t n, bw_error *error) {
+    if (folder == NULL || name == NULL || segment == NULL || ids == NULL || n == 0) {
+        return bw_fail(error, BW_INVALID,
+                       "a deletion vector needs a folder, a name, its segment's name and at least one id");
+    }
+    bw_manifest_entry listed = {0};
+    if (!bw_name_ok(segment)) {
+        return bw_fail(
+            error, BW_INVALID,
+            "a segment's name is 1 to %d letters, digits, '.', '_' or '-' and does not begin with a dot",
+            BW_NAME_BYTES - 1);
+    }
+    memcpy(listed.name, segment, strlen(segment));
+    uint64_t device, inode;
+    int32_t code = folder_identity(folder, &device, &inode, error);
+    if (code != BW_OK) {
+        return code;
+    }
+    bw_segment **held = NULL;
+    pthread_mutex_lock(&opening_lock);
+    code = hold_segments(folder, device, inode, &listed, 1, &held, error);
+    pthread_mutex_unlock(&opening_lock);
+    if (code == BW_OK) {
+        code = bw_deleted_save(folder, name, held[0], ids, n, error);
+        release_segments(held, 1);
+        bw_free(held);
+    }
+    return code;
+}
+
 int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t generation,
-                          const char *const *names, uint32_t segments, const bw_fingerprints *fingerprints,
-                          bw_error *error) {
+                          const char *const *names, const char *const *deleted, uint32_t segments,
+                          const bw_fingerprints *fingerprints, bw_error *error) {
     if (folder == NULL || uuid == NULL || fingerprints == NULL || (names == NULL && segments > 0)) {
         return bw_fail(error, BW_INVALID, "a manifest needs a folder, a UUID, fingerprints and names");
     }
@@ -585,13 +772,16 @@ int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t gene
         code = bw_fail(error, BW_INVALID, "a fingerprint is longer than %d bytes", BW_FINGERPRINT_BYTES - 1);
     }
     for (uint32_t i = 0; i < segments && code == BW_OK; i++) {
-        if (names[i] == NULL || !bw_name_ok(names[i])) {
-            code = bw_fail(error, BW_INVALID,
-                           "name %u: a segment's name is 1 to %d letters, digits, '.', '_' or '-' and "
-                           "does not begin with a dot",
-                           i, BW_NAME_BYTES - 1);
+        const char *vector = deleted == NULL || deleted[i] == NULL ? "" : deleted[i];
+        if (names[i] == NULL || !bw_name_ok(names[i]) || (vector[0] != '\0' && !bw_name_ok(vector))) {
+            code =
+                bw_fail(error, BW_INVALID,
+                        "name %u: a segment's or a deletion vector's name is 1 to %d letters, digits, '.', "
+                        "'_' or '-' and does not begin with a dot",
+                        i, BW_NAME_BYTES - 1);
         } else {
             memcpy(entries[i].name, names[i], strlen(names[i]));
+            memcpy(entries[i].deleted_name, vector, strlen(vector));
         }
     }
     if (code == BW_OK) {
@@ -606,6 +796,7 @@ int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t gene
         return code;
     }
     bw_segment **held = NULL;
+    bw_deleted **vectors = NULL;
     entry *made = NULL;
     bw_writer *writer = NULL;
     pthread_mutex_lock(&opening_lock);
@@ -617,6 +808,13 @@ int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t gene
             entries[i].bytes = held[i]->info.bytes;
             entries[i].generation = held[i]->info.generation;
             entries[i].checksum = held[i]->header_checksum;
+        }
+        if (code == BW_OK) {
+            code = open_vectors(folder, entries, segments, held, &vectors, error);
+        }
+        for (uint32_t i = 0; i < segments && code == BW_OK; i++) {
+            entries[i].deleted = vectors[i] != NULL ? vectors[i]->dead.rows : 0;
+            entries[i].deleted_checksum = vectors[i] != NULL ? vectors[i]->checksum : 0;
         }
         uint32_t checksum = bw_crc32c(0, manifest, bytes - sizeof checksum);
         memcpy(manifest + bytes - sizeof checksum, &checksum, sizeof checksum);
@@ -637,11 +835,12 @@ int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t gene
         }
         if (code == BW_OK) {
             /* The segments have just been checked: whoever opens the index next gets them. */
-            give_segments(made, held, segments);
+            give_segments(made, held, vectors, segments);
             put_in(made);
             bw_index_close(&made->index);
         } else {
             destroy(made);
+            close_vectors(vectors, segments);
             release_segments(held, segments);
             bw_free(held);
         }
@@ -664,37 +863,20 @@ int32_t bw_index_segment(const bw_index *index, uint32_t segment, bw_segment_inf
                        index->info.segments);
     }
     *info = index->segments[segment]->info;
-    return BW_OK;
-}
-
-/* The id of rank `at` in a segment. */
-static int64_t id_at(const bw_segment *segment, uint32_t at) {
-    return segment->ids[segment->id_rows[at]];
-}
-
-/* The first rank in [first, last) with an id >= id, or last. */
-static uint32_t first_not_below(const bw_segment *segment, uint32_t first, uint32_t last, int64_t id) {
-    while (first < last) {
-        uint32_t middle = first + (last - first) / 2;
-        if (id_at(segment, middle) < id) {
-            first = middle + 1;
-        } else {
-            last = middle;
-        }
+    info->deleted = index->dead[segment].rows;
+    const bw_deleted *vector = index->entry != NULL ? index->entry->vectors[segment] : NULL;
+    if (vector != NULL && vector->dead.bits == index->dead[segment].bits) { /* not a view's own */
+        memcpy(info->deletions, vector->name, sizeof info->deletions);
     }
-    return first;
+    return BW_OK;
 }
 
 bool bw_index_find(const bw_index *index, int64_t id, uint32_t *segment, uint32_t *row) {
     for (uint32_t i = 0; i < index->info.segments; i++) {
-        const bw_segment *in = index->segments[i];
-        if (id < in->info.min_id || id > in->info.max_id) {
-            continue;
-        }
-        uint32_t rank = first_not_below(in, 0, (uint32_t)in->rows, id);
-        if (rank < in->rows && id_at(in, rank) == id) {
+        uint32_t at;
+        if (bw_segment_find(index->segments[i], id, &at) && !bw_is_dead(&index->dead[i], at)) {
             *segment = i;
-            *row = in->id_rows[rank];
+            *row = at;
             return true;
         }
     }
@@ -770,10 +952,11 @@ int32_t bw_index_fine(const bw_index *index, const int64_t *ids, size_t n, uint8
 
 int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
                       uint8_t *fine, bw_error *error) {
-    if (first > index->info.rows || n > index->info.rows - first) {
+    uint64_t rows = index->first_rows[index->info.segments];
+    if (first > rows || n > rows - first) {
         return bw_fail(error, BW_INVALID, "rows %llu to %llu of an index that has %llu",
                        (unsigned long long)first, (unsigned long long)first + (unsigned long long)n,
-                       (unsigned long long)index->info.rows);
+                       (unsigned long long)rows);
     }
     if (n > 0 && ids == NULL) {
         return bw_fail(error, BW_INVALID, "reading rows needs room for their ids");
@@ -792,6 +975,9 @@ int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t
         uint32_t part = bw_segment_block_rows(segment, block) - from;
         part = n < part ? (uint32_t)n : part;
         memcpy(ids, segment->ids + row, part * sizeof *ids);
+        for (uint32_t i = 0; index->dead[number].bits != NULL && i < part; i++) {
+            ids[i] = bw_is_dead(&index->dead[number], row + i) ? -1 : ids[i];
+        }
         ids += part;
         if (codes != NULL) {
             const uint8_t *columns = bw_segment_block(segment, block) + from;
@@ -836,6 +1022,19 @@ static void sift_down(cursor *heap, uint32_t n, uint32_t at) {
     }
 }
 
+/* Moves a cursor to the first rank from its own on whose row is alive; false where there is none. */
+static bool find_live(const bw_index *index, cursor *at) {
+    const bw_segment *segment = index->segments[at->segment];
+    for (; at->rank < segment->rows; at->rank++) {
+        uint32_t row = segment->id_rows[at->rank];
+        if (!bw_is_dead(&index->dead[at->segment], row)) {
+            at->id = segment->ids[row];
+            return true;
+        }
+    }
+    return false;
+}
+
 /* Walks through the ids of all segments at once, in ascending order. */
 static int32_t check_unique(const bw_index *index, bw_error *error) {
     uint32_t n = index->info.segments;
@@ -846,8 +1045,10 @@ static int32_t check_unique(const bw_index *index, bw_error *error) {
     if (heap == NULL) {
         return bw_fail_nomem(error, n * sizeof *heap);
     }
-    for (uint32_t i = 0; i < n; i++) {
-        heap[i] = (cursor){.id = id_at(index->segments[i], 0), .segment = i, .rank = 0};
+    n = 0;
+    for (uint32_t i = 0; i < index->info.segments; i++) {
+        heap[n] = (cursor){.segment = i};
+        n += find_live(index, &heap[n]);
     }
     for (uint32_t at = n / 2; at-- > 0;) {
         sift_down(heap, n, at);
@@ -862,11 +1063,8 @@ static int32_t check_unique(const bw_index *index, bw_error *error) {
             break;
         }
         last = heap[0];
-        const bw_segment *segment = index->segments[last.segment];
-        if (last.rank + 1 < segment->rows) {
-            heap[0].rank++;
-            heap[0].id = id_at(segment, heap[0].rank);
-        } else {
+        heap[0].rank++;
+        if (!find_live(index, &heap[0])) {
             heap[0] = heap[--n];
         }
         sift_down(heap, n, 0);
@@ -881,18 +1079,128 @@ int32_t bw_index_validate(const bw_index *index, bw_error *error) {
         if (code != BW_OK) {
             return code;
         }
+        const bw_deleted *vector = index->entry != NULL ? index->entry->vectors[i] : NULL;
+        code = vector != NULL ? bw_deleted_check(vector->name, &vector->map, error) : BW_OK;
+        if (code != BW_OK) {
+            return code;
+        }
     }
     return check_unique(index, error);
 }
 
 /* ---- drawing by rank ---- */
 
-/* Ids of ranks [first, last) of a segment. */
+/* Ranks are those of live rows in the ascending order of their ids; a `place` is a row's rank in its segment,
+ * dead rows counted. */
+typedef struct drawing {
+    const bw_index *index;
+    uint32_t **dead; /* [segments]: the places of dead rows, ascending; */
+    uint32_t *n_dead;
+    uint64_t rows; /* that are alive */
+} drawing;
+
+/* Places [first, last) of a segment. */
 typedef struct part {
     uint32_t segment, first, last;
 } part;
 
-/* The first place in ranks[0 .. n) that is not below `rank`. */
+static int compare_places(const void *a, const void *b) {
+    uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
+}
+
+/* Where a segment's dead rows stand in the order of ids, each place once: by looking each of them up where
+ * they are few, by looking through all rows where they are many. `places` has room for all dead rows. */
+static uint32_t find_dead(const bw_segment *segment, const bw_dead *dead, uint32_t *places) {
+    uint32_t rows = (uint32_t)segment->rows, n = 0, kept = 0;
+    if (dead->rows > segment->rows / FEW_DEAD) {
+        for (uint32_t place = 0; place < rows && n < dead->rows; place++) {
+            places[n] = place;
+            n += bw_is_dead(dead, segment->id_rows[place]);
+        }
+        return n;
+    }
+    for (uint32_t first = 0; first < rows; first += 64) {
+        for (uint64_t left = dead->bits[first / 64]; left; left &= left - 1) {
+            int64_t id = segment->ids[first + (uint32_t)__builtin_ctzll(left)];
+            places[n++] = bw_segment_rank(segment, 0, rows - 1, id);
+        }
+    }
+    qsort(places, n, sizeof *places, compare_places);
+    for (uint32_t i = 0; i < n; i++) {
+        if (kept == 0 || places[kept - 1] != places[i]) {
+            places[kept++] = places[i];
+        }
+    }
+    return kept;
+}
+
+static void end_drawing(drawing *d) {
+    for (uint32_t s = 0; d->dead != NULL && s < d->index->info.segments; s++) {
+        bw_free(d->dead[s]);
+    }
+    bw_free(d->dead);
+    bw_free(d->n_dead);
+}
+
+static int32_t begin_drawing(const bw_index *index, drawing *d, bw_error *error) {
+    uint32_t segments = index->info.segments;
+    *d = (drawing){.index = index};
+    d->dead = bw_alloc_zero(segments, sizeof *d->dead);
+    d->n_dead = bw_alloc_zero(segments, sizeof *d->n_dead);
+    bool enough = d->dead != NULL && d->n_dead != NULL;
+    for (uint32_t s = 0; s < segments && enough; s++) {
+        const bw_dead *dead = &index->dead[s];
+        if (dead->bits != NULL) {
+            d->dead[s] = bw_alloc_array(dead->rows + 1, sizeof **d->dead);
+            enough = d->dead[s] != NULL;
+            d->n_dead[s] = enough ? find_dead(index->segments[s], dead, d->dead[s]) : 0;
+        }
+        d->rows += index->segments[s]->rows - d->n_dead[s];
+    }
+    if (!enough) {
+        end_drawing(d);
+        return bw_fail_nomem(error, (index->info.deleted + segments) * sizeof **d->dead);
+    }
+    return BW_OK;
+}
+
+/* Dead rows of a segment before a place. */
+static uint32_t dead_before(const drawing *d, uint32_t segment, uint32_t place) {
+    const uint32_t *dead = d->dead[segment];
+    uint32_t low = 0, high = d->n_dead[segment];
+    while (low < high) {
+        uint32_t middle = low + (high - low) / 2;
+        if (dead[middle] < place) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return low;
+}
+
+static uint64_t live_rows(const drawing *d, part p) {
+    return p.last - p.first -
+           (uint64_t)(dead_before(d, p.segment, p.last) - dead_before(d, p.segment, p.first));
+}
+
+/* The place of live row number n, from 0, of those from place `first` on. */
+static uint32_t live_place(const drawing *d, uint32_t segment, uint32_t first, uint64_t n) {
+    const uint32_t *dead = d->dead[segment];
+    uint32_t skipped = dead_before(d, segment, first), low = skipped, high = d->n_dead[segment];
+    while (low < high) { /* the first dead row that more than n live ones come before */
+        uint32_t middle = low + (high - low) / 2;
+        if (dead[middle] - first - (middle - skipped) <= n) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    return first + (uint32_t)n + (low - skipped);
+}
+
+/* The first of ranks[0 .. n) that is not below `rank`. */
 static size_t ranks_below(const uint64_t *ranks, size_t n, uint64_t rank) {
     size_t first = 0;
     while (n > 0) {
@@ -907,11 +1215,11 @@ static size_t ranks_below(const uint64_t *ranks, size_t n, uint64_t rank) {
     return first;
 }
 
-/* The ids that stand at `ranks` (ascending) in the ascending order of the ids of all parts; `before` ids come
- * before them all. Quickselect on sorted runs: the middle id of the largest part splits every part in two.
- * The side with fewer rows is done by recursion, at most log2(rows) deep, each level with n_parts entries of
- * `room`; the other one by iteration. */
-static void select_ids(const bw_index *index, part *parts, uint32_t n_parts, part *room, uint64_t before,
+/* The ids that stand at `ranks` (ascending) in the ascending order of the live ids of all parts; `before` ids
+ * come before them all. Quickselect on sorted runs: the middle id of the largest part splits every part in
+ * two. The side with fewer live rows is done by recursion, at most log2(rows) deep, each level with n_parts
+ * entries of `room`; the other one by iteration. */
+static void select_ids(const drawing *d, part *parts, uint32_t n_parts, part *room, uint64_t before,
                        const uint64_t *ranks, size_t n, int64_t *ids) {
     while (n > 0) {
         uint32_t largest = 0;
@@ -920,33 +1228,36 @@ static void select_ids(const bw_index *index, part *parts, uint32_t n_parts, par
                 largest = i;
             }
         }
+        const bw_segment *of = d->index->segments[parts[largest].segment];
         if (n_parts == 1) {
             for (size_t i = 0; i < n; i++) {
                 ids[i] =
-                    id_at(index->segments[parts[0].segment], parts[0].first + (uint32_t)(ranks[i] - before));
+                    bw_segment_id(of, live_place(d, parts[0].segment, parts[0].first, ranks[i] - before));
             }
             return;
         }
         uint32_t middle = parts[largest].first + (parts[largest].last - parts[largest].first) / 2;
-        int64_t pivot = id_at(index->segments[parts[largest].segment], middle);
+        int64_t pivot = bw_segment_id(of, middle);
         uint64_t below = 0, equal = 0, above = 0;
         uint32_t n_low = 0, n_high = 0;
         part *low = room, *high = parts;
         for (uint32_t i = 0; i < n_parts; i++) {
             part whole = parts[i];
-            const bw_segment *segment = index->segments[whole.segment];
+            const bw_segment *segment = d->index->segments[whole.segment];
             /* Ids are unique in a segment; taking the pivot's own place makes sure of progress whatever the
              * file says. */
-            uint32_t start = i == largest ? middle : first_not_below(segment, whole.first, whole.last, pivot);
-            uint32_t end = start + (i == largest || (start < whole.last && id_at(segment, start) == pivot));
-            below += start - whole.first;
-            equal += end - start;
-            above += whole.last - end;
+            uint32_t start = i == largest ? middle : bw_segment_rank(segment, whole.first, whole.last, pivot);
+            uint32_t end =
+                start + (i == largest || (start < whole.last && bw_segment_id(segment, start) == pivot));
+            part less = {whole.segment, whole.first, start}, more = {whole.segment, end, whole.last};
+            below += live_rows(d, less);
+            equal += live_rows(d, (part){whole.segment, start, end});
+            above += live_rows(d, more);
             if (start > whole.first) {
-                low[n_low++] = (part){whole.segment, whole.first, start};
+                low[n_low++] = less;
             }
             if (whole.last > end) {
-                high[n_high++] = (part){whole.segment, end, whole.last};
+                high[n_high++] = more;
             }
         }
         size_t low_ranks = ranks_below(ranks, n, before + below);
@@ -956,14 +1267,14 @@ static void select_ids(const bw_index *index, part *parts, uint32_t n_parts, par
         }
         uint64_t before_high = before + below + equal;
         if (below <= above) {
-            select_ids(index, low, n_low, room + n_low, before, ranks, low_ranks, ids);
+            select_ids(d, low, n_low, room + n_low, before, ranks, low_ranks, ids);
             n_parts = n_high;
             before = before_high;
             ranks += not_above;
             ids += not_above;
             n -= not_above;
         } else {
-            select_ids(index, high, n_high, room + n_low, before_high, ranks + not_above, n - not_above,
+            select_ids(d, high, n_high, room + n_low, before_high, ranks + not_above, n - not_above,
                        ids + not_above);
             memcpy(parts, low, n_low * sizeof *parts);
             n_parts = n_low;
@@ -1004,20 +1315,22 @@ static void draw_ranks(uint64_t seed, uint64_t bound, size_t n, uint64_t *set, s
     qsort(ranks, n, sizeof *ranks, compare_ranks);
 }
 
-/* Ranks of the excluded ids that the index holds, each once. Returns their number. */
-static size_t rank_excluded(const bw_index *index, const int64_t *exclude, size_t excluded, uint64_t *ranks) {
+/* Ranks of the excluded ids that are alive, each once. Returns their number. */
+static size_t rank_excluded(const drawing *d, const int64_t *exclude, size_t excluded, uint64_t *ranks) {
     size_t present = 0;
     for (size_t i = 0; i < excluded; i++) {
         uint32_t segment, row;
-        if ((i > 0 && exclude[i] == exclude[i - 1]) || !bw_index_find(index, exclude[i], &segment, &row)) {
+        if ((i > 0 && exclude[i] == exclude[i - 1]) || !bw_index_find(d->index, exclude[i], &segment, &row)) {
             continue;
         }
         uint64_t rank = 0;
-        for (uint32_t s = 0; s < index->info.segments; s++) {
-            const bw_segment *in = index->segments[s];
-            rank += exclude[i] <= in->info.min_id  ? 0
-                    : exclude[i] > in->info.max_id ? in->rows
-                                                   : first_not_below(in, 0, (uint32_t)in->rows, exclude[i]);
+        for (uint32_t s = 0; s < d->index->info.segments; s++) {
+            const bw_segment *in = d->index->segments[s];
+            uint32_t rows = (uint32_t)in->rows;
+            uint32_t place = exclude[i] <= in->info.min_id  ? 0
+                             : exclude[i] > in->info.max_id ? rows
+                                                            : bw_segment_rank(in, 0, rows, exclude[i]);
+            rank += live_rows(d, (part){s, 0, place});
         }
         ranks[present++] = rank;
     }
@@ -1036,11 +1349,16 @@ int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int6
                            (long long)exclude[i - 1], (long long)exclude[i]);
         }
     }
-    if (n > index->info.rows) {
-        n = index->info.rows;
+    drawing d;
+    int32_t code = begin_drawing(index, &d, error);
+    if (code != BW_OK) {
+        return code;
+    }
+    if (n > d.rows) {
+        n = d.rows;
     }
     uint32_t segments = index->info.segments, levels = 1;
-    while (index->info.rows >> levels != 0) {
+    while (d.rows >> levels != 0) {
         levels++;
     }
     size_t slots = 2;
@@ -1056,10 +1374,11 @@ int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int6
         bw_free(ranks);
         bw_free(set);
         bw_free(room);
+        end_drawing(&d);
         return bw_fail_nomem(error, (excluded + n + slots) * sizeof *ranks);
     }
-    size_t present = rank_excluded(index, exclude, excluded, except);
-    uint64_t left = index->info.rows - present;
+    size_t present = rank_excluded(&d, exclude, excluded, except);
+    uint64_t left = d.rows - present;
     if (n > left) {
         n = left;
     }
@@ -1074,8 +1393,9 @@ int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int6
     for (uint32_t i = 0; i < segments; i++) {
         room[i] = (part){i, 0, (uint32_t)index->segments[i]->rows};
     }
-    select_ids(index, room, segments, room + segments, 0, ranks, n, ids);
+    select_ids(&d, room, segments, room + segments, 0, ranks, n, ids);
     *drawn = n;
+    end_drawing(&d);
     bw_free(except);
     bw_free(ranks);
     bw_free(set);

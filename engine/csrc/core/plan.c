@@ -30,7 +30,7 @@ static int32_t estimate_rows(const bw_index *index, const bw_model *model, doubl
         status = bw_model_evaluate(model, codes, fine, block->rows, NULL, NULL, match, error);
         block->found = 0;
         for (uint32_t r = 0; status == BW_OK && r < block->rows; r++) {
-            block->found += match[r];
+            block->found += match[r] && (block->live[r / 64] >> r % 64 & 1);
         }
     }
     *rows = status == BW_OK ? bw_sample_total(index, &sample) : 0;

@@ -16,7 +16,8 @@ typedef struct bw_sample_block {
     const uint8_t *codes; /* 256 * 32, stride 256 */
     uint32_t rows;
     uint32_t segment;
-    uint32_t found; /* rows that bw_sample_total is asked about */
+    uint32_t found;   /* rows that bw_sample_total is asked about */
+    uint64_t live[4]; /* the rows that are alive, as bits */
 } bw_sample_block;
 
 typedef struct bw_sample {
@@ -30,7 +31,7 @@ int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, 
 uint32_t bw_sample_row(const bw_index *index, const bw_sample_block *block, uint32_t r);
 /* How many rows of the index the blocks' `found` stand for: exact where the sample holds all rows. */
 double bw_sample_total(const bw_index *index, const bw_sample *sample);
-/* The same for the rows in the union of n boxes, which it counts. */
+/* The same for the live rows in the union of n boxes, which it counts. */
 double bw_sample_estimate(const bw_index *index, bw_sample *sample, const bw_kernels *kernels,
                           const bw_ranges *boxes, uint32_t n);
 

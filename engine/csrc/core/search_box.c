@@ -10,6 +10,17 @@
 #define ORDER_LEAST 4   /* and at least, */
 #define ORDER_TESTS 448 /* so many that this is the number of boxes times blocks */
 
+static void find_live(const bw_index *index, bw_sample_block *block) {
+    const bw_dead *dead = &index->dead[block->segment];
+    for (uint32_t w = 0; w < 4; w++) {
+        uint32_t left = block->rows > 64 * w ? block->rows - 64 * w : 0;
+        block->live[w] = left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0;
+    }
+    for (uint32_t r = 0; dead->bits && r < block->rows; r++) {
+        block->live[r / 64] &= ~((uint64_t)bw_is_dead(dead, bw_sample_row(index, block, r)) << r % 64);
+    }
+}
+
 int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, bw_error *error) {
     uint64_t total = 0, before = 0;
     for (uint32_t s = 0; s < index->info.segments; s++) {
@@ -30,6 +41,7 @@ int32_t bw_sample_draw(const bw_index *index, uint32_t most, bw_sample *sample, 
             blocks[drawn].codes = segment->sample + (at - before) * BLOCK_BYTES;
             blocks[drawn].rows = left < BW_BLOCK_ROWS ? left : BW_BLOCK_ROWS;
             blocks[drawn].segment = s;
+            find_live(index, &blocks[drawn]);
         }
         before += own;
     }
@@ -61,7 +73,8 @@ double bw_sample_total(const bw_index *index, const bw_sample *sample) {
         seen += (double)index->segments[segment]->rows;
     }
     /* segments that the sample leaves out are taken to be like the others */
-    return seen > 0 && seen < (double)index->info.rows ? rows * (double)index->info.rows / seen : rows;
+    double all = (double)index->first_rows[index->info.segments];
+    return seen > 0 && seen < all ? rows * all / seen : rows;
 }
 
 double bw_sample_estimate(const bw_index *index, bw_sample *sample, const bw_kernels *kernels,
@@ -70,10 +83,7 @@ double bw_sample_estimate(const bw_index *index, bw_sample *sample, const bw_ker
         bw_sample_block *block = &sample->block[s];
         uint64_t rest[4], mask[4];
         block->found = 0;
-        for (uint32_t word = 0; word < 4; word++) {
-            uint32_t left = block->rows > 64 * word ? block->rows - 64 * word : 0;
-            rest[word] = left < 64 ? ((uint64_t)1 << left) - 1 : ~(uint64_t)0;
-        }
+        memcpy(rest, block->live, sizeof rest);
         for (uint32_t i = 0; i < n; i++) {
             kernels->box(block->codes, BW_BLOCK_ROWS, &boxes[i], rest, mask);
             for (int word = 0; word < 4; word++) {

@@ -35,8 +35,9 @@
 #define CALIBRATION_EVERY 4        /* of those, the ones whose many neighbours are looked at */
 #define CALIBRATION_FEW 100
 #define CALIBRATION_MANY 1000
-#define CALIBRATION_STEP (1.0 / 32) /* of a calibration: how often progress is reported */
-#define CANCEL_IDS 4096             /* of a filter: after so many the cancel flag is looked at */
+#define CALIBRATION_STEP (1.0 / 32)       /* of a calibration: how often progress is reported */
+#define CANCEL_IDS 4096                   /* of a filter: after so many the cancel flag is looked at */
+#define MOST_GRANULES (UINT32_C(1) << 30) /* of a segment, and more */
 #define MARGIN 1.5 /* standard errors that a measured share of neighbours is taken for less */
 
 _Static_assert(BW_DIMS * 255 * 255 < 1 << (64 - NUMBER_BITS), "a distance and a number share 64 bits");
@@ -57,6 +58,8 @@ typedef struct list {
 /* A segment, as one call searches it. */
 typedef struct part {
     const bw_segment *segment;
+    const uint64_t *dead;   /* a bit for each dead row; NULL: none */
+    uint64_t live;          /* the other rows */
     uint64_t first_block;   /* blocks in the segments before */
     uint32_t granules;      /* ceil(rows / 64) */
     uint32_t effort;        /* granules to visit */
@@ -324,7 +327,7 @@ static inline void visit(const knn *knn, scratch *scratch, const part *part, uin
                               part->order, scratch->found.limit, distances);
     if (mask) {
         mask &= knn->wanted ? knn->wanted[part->first_block * BLOCK_GRANULES + granule]
-                            : first_bits(part->segment->rows - row);
+                            : first_bits(part->segment->rows - row) & ~(part->dead ? part->dead[granule] : 0);
         offer(&scratch->found, mask, distances, part->first_block * BW_BLOCK_ROWS + row);
         if (scratch->found.count >= scratch->found.full) {
             shrink_found(knn, scratch);
@@ -348,7 +351,20 @@ static uint32_t beam(const bw_segment *segment, uint32_t effort) {
     return tiles < segment->tiles ? tiles : segment->tiles;
 }
 
-/* Appends the nearest `effort` granules to `granules`, in no order. */
+/* Which of a tile's granules, the first of which is given, have live rows. */
+static uint64_t live_granules(const part *part, uint32_t first) {
+    uint32_t left = part->granules - first, n = left < BW_TILE_GRANULES ? left : BW_TILE_GRANULES;
+    uint64_t live = first_bits(left);
+    for (uint32_t g = 0; part->dead && g < n; g++) {
+        uint64_t row = (uint64_t)(first + g) * BW_GRANULE_ROWS;
+        if (part->dead[first + g] == first_bits(part->segment->rows - row)) {
+            live &= ~((uint64_t)1 << g);
+        }
+    }
+    return live;
+}
+
+/* Appends the nearest `effort` granules with live rows to `granules`, in no order. */
 static void rank(const knn *knn, scratch *scratch, const part *part, uint32_t effort, const uint8_t *query) {
     const bw_segment *segment = part->segment;
     uint32_t distances[64];
@@ -377,7 +393,7 @@ static void rank(const knn *knn, scratch *scratch, const part *part, uint32_t ef
         }
         uint64_t mask = knn->kernels->near(segment->granule_centroids + (size_t)granule * BW_DIMS, 64, query,
                                            part->order, nearest.limit, distances);
-        offer(&nearest, mask & first_bits(part->granules - granule), distances,
+        offer(&nearest, mask & live_granules(part, granule), distances,
               part->first_block * BLOCK_GRANULES + granule);
         if (nearest.count >= nearest.full) {
             shrink(&nearest);
@@ -850,16 +866,20 @@ static uint32_t effort_at(const bw_recall *table, uint32_t row, double recall) {
     return (uint32_t)ceil(efforts[level - 1] + part * ((double)efforts[level] - efforts[level - 1]));
 }
 
+/* The k nearest live rows are, on average, among so many more of all rows. */
 static uint32_t effort_for(const part *part, uint32_t k, double recall) {
     const bw_recall *table = part->segment->recall;
     uint32_t row = 0;
+    if (part->live <= k) {
+        return part->granules;
+    }
+    if (part->dead) { /* k < live: no more than the segment has */
+        k = (uint32_t)ceil((double)k * (double)part->segment->rows / (double)part->live);
+    }
     while (row < BW_RECALL_KS && recall_ks[row] < k) {
         row++;
     }
     double effort;
-    if (part->segment->rows <= k) {
-        return part->granules;
-    }
     if (row == BW_RECALL_KS) {
         effort = (double)effort_at(table, row - 1, recall) * k / recall_ks[row - 1];
     } else {
@@ -890,8 +910,10 @@ static void order_dims(const bw_segment *segment, uint8_t order[BW_DIMS]) {
     }
 }
 
-static void part_begin(part *part, const bw_segment *segment, uint64_t first_block) {
+static void part_begin(part *part, const bw_segment *segment, const bw_dead *dead, uint64_t first_block) {
     part->segment = segment;
+    part->dead = dead->bits;
+    part->live = segment->rows - dead->rows;
     part->first_block = first_block;
     part->granules = (uint32_t)((segment->rows + BW_GRANULE_ROWS - 1) / BW_GRANULE_ROWS);
     order_dims(segment, part->order);
@@ -1018,7 +1040,7 @@ static void calibrate_worker(void *context, uint32_t worker) {
     calibration *c = context;
     const bw_segment *segment = c->segment;
     part part;
-    part_begin(&part, segment, 0);
+    part_begin(&part, segment, &(bw_dead){0}, 0);
     part.effort = part.granules < 128 ? part.granules : 128;
     knn knn = {.kernels = bw_kernels_get(),
                .parts = &part,
@@ -1217,6 +1239,10 @@ static void work(void *context, uint32_t worker) {
             search_exactly(knn, &scratch, run->threads, query);
         } else {
             search_granules(knn, &scratch, query);
+            if (scratch.found.count < knn->keep) { /* too many of the rows visited are dead */
+                list_begin(&scratch.found, knn->keep);
+                search_exactly(knn, &scratch, run->threads, query);
+            }
         }
         if (scratch.stopped) {
             break;
@@ -1263,11 +1289,16 @@ static int32_t check_arguments(const bw_index *index, const uint8_t *queries, si
 
 /* What each part brings in, and how much of it is visited. A part's effort is what finds all k in it alone,
  * for they may all be there; the budget is what finds them when they lie in the parts by their sizes, and at
- * least the greatest effort. */
+ * least the greatest effort. `rows`: live ones of all parts. */
 static void set_efforts(knn *knn, uint64_t rows, uint32_t k, double recall) {
-    uint64_t greatest = 0, shared = 0;
-    uint32_t enough =
-        (k + BW_GRANULE_ROWS - 1) / BW_GRANULE_ROWS + 1; /* for k rows, when the last is not full */
+    uint64_t greatest = 0, shared = 0, held = 0;
+    for (uint32_t p = 0; p < knn->n_parts; p++) {
+        held += knn->parts[p].segment->rows;
+    }
+    /* For k live rows, when the last granule is not full. */
+    double most = held > rows ? (double)(k < rows ? k : rows) * (double)held / (double)rows : k;
+    most = ceil(most / BW_GRANULE_ROWS) + 1;
+    uint32_t enough = most < MOST_GRANULES ? (uint32_t)most : MOST_GRANULES;
     for (uint32_t p = 0; p < knn->n_parts; p++) {
         part *part = &knn->parts[p];
         if (knn->exact) { /* for the first limit */
@@ -1275,7 +1306,7 @@ static void set_efforts(knn *knn, uint64_t rows, uint32_t k, double recall) {
             part->effort = seeds < part->granules ? seeds : part->granules;
             shared += part->effort;
         } else {
-            uint32_t share = (uint32_t)ceil((double)k * (double)part->segment->rows / (double)rows);
+            uint32_t share = (uint32_t)ceil((double)k * (double)part->live / (double)rows);
             part->effort = effort_for(part, k, recall);
             part->effort = part->effort < enough ? enough : part->effort;
             part->effort = part->effort < part->granules ? part->effort : part->granules;
@@ -1324,13 +1355,12 @@ int32_t bw_knn(const bw_index *index, const uint8_t *queries, size_t n, const bw
         return bw_fail_nomem(error, segments * sizeof *parts);
     }
     run run = {.queries = queries, .n = n, .k = k, .ids = ids, .distances = distances};
-    run.knn = (knn){.kernels = bw_kernels_get(),
-                    .parts = parts,
-                    .n_parts = segments,
-                    .blocks = blocks,
-                    .cancel = options->cancel};
+    run.knn = (knn){.kernels = bw_kernels_get(), .parts = parts, .blocks = blocks, .cancel = options->cancel};
     for (uint32_t s = 0; s < segments; s++) {
-        part_begin(&parts[s], index->segments[s], index->first_blocks[s]);
+        if (index->dead[s].rows < index->segments[s]->rows) {
+            part_begin(&parts[run.knn.n_parts++], index->segments[s], &index->dead[s],
+                       index->first_blocks[s]);
+        }
     }
     run.knn.exact = options->recall > recall_levels[BW_RECALL_LEVELS - 1];
     if (options->within || options->ids) {

@@ -82,6 +82,7 @@ struct bw_search {
 typedef struct task {
     const bw_search *search;
     const bw_segment *segment;
+    const bw_dead *dead; /* rows of the segment */
     scratch *scratch;
     bw_batch *batch;      /* NULL: only count */
     uint64_t first_place; /* the place of the segment's first row */
@@ -480,6 +481,7 @@ static uint64_t group_planes(task *task, const group *g, uint64_t blocks) {
         for (int k = 0; k < 2; k++) {
             uint64_t rows[4];
             first_bits(bw_segment_block_rows(task->segment, g->first + pair[k]), rows);
+            bw_keep_live(task->dead, g->first + pair[k], rows);
             for (int w = 0; w < 4; w++) {
                 scratch->reached[pair[k]][w] = reached[k][w] & rows[w];
             }
@@ -510,6 +512,10 @@ static void settle_block(task *task, const group *g, uint32_t bit) {
     r.certain = counter_read(g->lower, search->digits, 1, bit);
     r.undecided = counter_read(g->upper, search->digits, 1, bit) - r.certain;
     first_bits(bw_segment_block_rows(task->segment, g->first + bit), r.match);
+    bw_keep_live(task->dead, g->first + bit, r.match);
+    if (!any_of(r.match)) {
+        return;
+    }
     if (search->estimate.path != BW_PATH_SCORE || score_block(task, bit, &r)) {
         settle(task, &r);
     }
@@ -600,7 +606,10 @@ static void search_group(task *task, uint32_t first) {
         }
         uint32_t bit = (uint32_t)__builtin_ctzll(left);
         if (!task->batch && g.whole >> bit & 1) {
-            task->stats.rows += bw_segment_block_rows(task->segment, first + bit);
+            uint64_t rows[4];
+            first_bits(bw_segment_block_rows(task->segment, first + bit), rows);
+            bw_keep_live(task->dead, first + bit, rows);
+            task->stats.rows += count_of(rows);
             continue;
         }
         bool apart = !(tested >> bit & 1);
@@ -713,6 +722,7 @@ static bool search_morsel(bw_search *search, scratch *scratch, bw_batch *batch, 
         }
     }
     task t = {.search = search, .segment = search->index->segments[low], .scratch = scratch};
+    t.dead = &search->index->dead[low];
     t.batch = search->count_only ? NULL : batch;
     t.first_place = search->index->first_blocks[low] * BW_BLOCK_ROWS;
     bool ranked = t.batch && batch->scores;
@@ -826,6 +836,7 @@ static int32_t survey(bw_search *search, bw_path path, bw_error *error) {
         }
         group g;
         t.segment = index->segments[segment];
+        t.dead = &index->dead[segment];
         group_zones(&t, (uint32_t)(at - passed) * BW_GROUP_BLOCKS, &g);
         uint64_t undecided = g.possible & ~g.enough;
         uint64_t tried = search->cuts ? spread(g.possible, 2 * SURVEY_PAIRS) : 0;

@@ -59,6 +59,37 @@ static inline const uint8_t *bw_segment_block(const bw_segment *segment, uint32_
     return segment->codes + (size_t)block * BW_BLOCK_ROWS * BW_DIMS;
 }
 
+/* The id of rank `at`, the ranks being those of ascending ids. */
+static inline int64_t bw_segment_id(const bw_segment *segment, uint32_t at) {
+    return segment->ids[segment->id_rows[at]];
+}
+
+/* The first rank in [first, last) with an id >= id, or last. */
+static inline uint32_t bw_segment_rank(const bw_segment *segment, uint32_t first, uint32_t last, int64_t id) {
+    while (first < last) {
+        uint32_t middle = first + (last - first) / 2;
+        if (bw_segment_id(segment, middle) < id) {
+            first = middle + 1;
+        } else {
+            last = middle;
+        }
+    }
+    return first;
+}
+
+/* The row with this id, dead or alive, or false. */
+static inline bool bw_segment_find(const bw_segment *segment, int64_t id, uint32_t *row) {
+    if (id < segment->info.min_id || id > segment->info.max_id) {
+        return false;
+    }
+    uint32_t rank = bw_segment_rank(segment, 0, (uint32_t)segment->rows, id);
+    if (rank == segment->rows || bw_segment_id(segment, rank) != id) {
+        return false;
+    }
+    *row = segment->id_rows[rank];
+    return true;
+}
+
 /* Rows that block holds: 256, fewer in the last one. */
 static inline uint32_t bw_segment_block_rows(const bw_segment *segment, uint32_t block) {
     uint64_t left = segment->rows - (uint64_t)block * BW_BLOCK_ROWS;

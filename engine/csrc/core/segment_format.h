@@ -1,4 +1,4 @@
-/* segment_format.h - the bytes of segments and manifests, docs/FORMAT.md, as structures. */
+/* segment_format.h - the bytes of segments, deletion vectors and manifests, docs/FORMAT.md, as structures. */
 #ifndef BW_SEGMENT_FORMAT_H
 #define BW_SEGMENT_FORMAT_H
 
@@ -9,7 +9,9 @@
 #define BW_SEGMENT_MAGIC "BXWSEGM1"
 #define BW_MANIFEST_MAGIC "BXWMANI1"
 #define BW_MANIFEST_NAME "MANIFEST"
-#define BW_MANIFEST_FORMAT 2
+#define BW_MANIFEST_FORMAT 3
+#define BW_DELETED_MAGIC "BXWDELE1"
+#define BW_DELETED_FORMAT 1
 #define BW_BYTE_ORDER UINT32_C(0x01020304)
 #define BW_OTHER_BYTE_ORDER UINT32_C(0x04030201)
 #define BW_HEADER_BYTES 4096
@@ -103,11 +105,29 @@ typedef struct bw_manifest_entry {
     uint64_t rows;
     uint64_t bytes;
     uint64_t generation;
+    uint64_t deleted; /* dead rows */
     uint32_t checksum;
-    uint8_t zeros[20];
+    uint32_t deleted_checksum;
+    char deleted_name[BW_NAME_BYTES]; /* empty, and the two numbers zero: no deletion vector */
+    uint8_t zeros[8];
 } bw_manifest_entry;
 
-_Static_assert(sizeof(bw_manifest_header) == 176 && sizeof(bw_manifest_entry) == 96, "as in FORMAT.md");
+_Static_assert(sizeof(bw_manifest_header) == 176 && sizeof(bw_manifest_entry) == 144, "as in FORMAT.md");
+
+/* The bitmap follows, 4 words a block, and the checksum of all before it. */
+typedef struct bw_deleted_header {
+    char magic[8];
+    uint32_t format;
+    uint32_t byte_order;
+    uint8_t uuid[16];
+    uint64_t rows; /* of the segment */
+    uint64_t deleted;
+    char segment[BW_NAME_BYTES];
+    uint32_t segment_checksum;
+    uint8_t zeros[28];
+} bw_deleted_header;
+
+_Static_assert(sizeof(bw_deleted_header) == 128, "as in FORMAT.md");
 
 static inline size_t bw_manifest_bytes(uint64_t segments) {
     return sizeof(bw_manifest_header) + segments * sizeof(bw_manifest_entry) + sizeof(uint32_t);
@@ -115,6 +135,15 @@ static inline size_t bw_manifest_bytes(uint64_t segments) {
 
 static inline uint64_t bw_round_up(uint64_t number, uint64_t multiple) {
     return (number + multiple - 1) / multiple * multiple;
+}
+
+/* A bit for each row of a segment, in whole blocks. */
+static inline size_t bw_bitmap_bytes(uint64_t rows) {
+    return bw_round_up(rows, BW_BLOCK_ROWS) / 8;
+}
+
+static inline size_t bw_deleted_bytes(uint64_t rows) {
+    return sizeof(bw_deleted_header) + bw_bitmap_bytes(rows) + sizeof(uint32_t);
 }
 
 /* Sizes of the sections of a segment; rows <= BW_SEGMENT_ROWS_MAX, so nothing overflows. */

@@ -298,6 +298,7 @@ typedef struct gathered {
     const uint8_t **randoms_fine; /* where the index has them */
     uint64_t *places;             /* of labelled rows, sorted: segment << 32 | row */
     size_t positives, negatives, randoms;
+    size_t indexed; /* labels that the index has a live row of */
 } gathered;
 
 static void gathered_free(gathered *g) {
@@ -352,14 +353,18 @@ static int32_t sort_sample(gathered *g, bw_error *error) {
     return BW_OK;
 }
 
-/* Rows of the samples that segments carry, but labelled ones: at most `wanted`, evenly. Reading these costs a
- * few pages a segment, where rows drawn from all would cost two each. */
+/* Live rows of the samples that segments carry, but labelled ones: at most `wanted`, evenly. Reading these
+ * costs a few pages a segment, where rows drawn from all would cost two each. */
 static int32_t take_sample(const bw_index *index, size_t wanted, gathered *g, bw_error *error) {
-    size_t given = g->positives + g->negatives, available = 0, seen = 0;
+    size_t given = g->positives + g->negatives, available = 0, seen = 0, indexed = 0;
+    double held = (double)index->info.rows + (double)index->info.deleted;
     int64_t *drawn = g->ids + 2 * given;
     bw_sample sample = {0};
     /* A block of a large segment's sample is an even sample by itself; one of a small segment is not. */
-    uint64_t blocks = index->info.rows <= SMALL_INDEX ? UINT32_MAX : wanted / BW_BLOCK_ROWS + 1;
+    uint64_t blocks = UINT32_MAX;
+    if (index->info.rows > SMALL_INDEX) {
+        blocks = (uint64_t)((double)wanted * held / (double)index->info.rows) / BW_BLOCK_ROWS + 1;
+    }
     int32_t status = bw_sample_draw(index, (uint32_t)blocks, &sample, error);
     g->places = bw_alloc_array(given + 1, sizeof *g->places);
     g->randoms_fine = bw_alloc_array(wanted + 1, sizeof *g->randoms_fine);
@@ -367,26 +372,33 @@ static int32_t take_sample(const bw_index *index, size_t wanted, gathered *g, bw
         status = bw_fail_nomem(error, (given + wanted) * 8);
     }
     for (size_t i = 0; !status && i < given; i++) {
-        uint32_t segment = 0, row = 0;
-        bw_index_find(index, g->ids[i], &segment, &row);
-        g->places[i] = (uint64_t)segment << 32 | row;
+        uint32_t segment, row;
+        if (bw_index_find(index, g->ids[i], &segment, &row)) {
+            g->places[indexed++] = (uint64_t)segment << 32 | row;
+        }
     }
     if (!status) {
-        qsort(g->places, given, sizeof *g->places, compare_places);
+        qsort(g->places, indexed, sizeof *g->places, compare_places);
     }
     for (uint32_t s = 0; !status && s < sample.blocks; s++) {
-        available += sample.block[s].rows;
+        for (uint32_t w = 0; w < 4; w++) {
+            available += (size_t)__builtin_popcountll(sample.block[s].live[w]);
+        }
     }
     for (uint32_t s = 0; !status && s < sample.blocks; s++) {
         const bw_sample_block *block = &sample.block[s];
         const bw_segment *segment = index->segments[block->segment];
-        for (uint32_t r = 0; r < block->rows; r++, seen++) {
+        for (uint32_t r = 0; r < block->rows; r++) {
+            if (!(block->live[r / 64] >> r % 64 & 1)) {
+                continue;
+            }
             bool even = available <= wanted ||
                         (uint64_t)(seen + 1) * wanted / available > (uint64_t)seen * wanted / available;
+            seen++;
             uint32_t row = bw_sample_row(index, block, r);
             uint64_t place = (uint64_t)block->segment << 32 | row;
             if (!even ||
-                (given > 0 && bsearch(&place, g->places, given, sizeof place, compare_places) != NULL)) {
+                (indexed > 0 && bsearch(&place, g->places, indexed, sizeof place, compare_places) != NULL)) {
                 continue;
             }
             uint8_t *code = g->codes + (given + g->randoms) * BW_DIMS;
@@ -399,6 +411,53 @@ static int32_t take_sample(const bw_index *index, size_t wanted, gathered *g, bw
     }
     bw_free(sample.block);
     return status || available < index->info.rows ? status : sort_sample(g, error);
+}
+
+/* Codes of the labels: the given ones, and of the others those in the index. */
+static int32_t look_up(const bw_index *index, size_t labels, const bw_train_options *options, gathered *g,
+                       bw_error *error) {
+    size_t n = options->n_given;
+    drawn_row *rows = bw_alloc_array(n + 1, sizeof *rows);
+    uint8_t *found = bw_alloc_array(labels + 1, 1);
+    g->fine = options->rerank ? bw_alloc_array(labels + 1, BW_FINE_DIMS) : NULL;
+    int32_t status = BW_OK;
+    if (!rows || !found || (options->rerank && !g->fine)) {
+        status = bw_fail_nomem(error, (n + labels) * sizeof *rows);
+    }
+    for (size_t i = 0; !status && i < n; i++) {
+        rows[i] = (drawn_row){options->given_ids[i], i};
+    }
+    if (!status) {
+        qsort(rows, n, sizeof *rows, compare_ids); /* the id comes first in it */
+    }
+    for (size_t i = 1; !status && i < n; i++) {
+        if (rows[i].id == rows[i - 1].id) {
+            status = bw_fail(error, BW_INVALID, "train: id %lld is given twice", (long long)rows[i].id);
+        }
+    }
+    if (!status && labels > 0) {
+        status = bw_index_codes(index, g->ids, labels, g->codes, found, error);
+    }
+    if (!status && labels > 0 && options->rerank) {
+        status = bw_index_fine(index, g->ids, labels, g->fine, found, error);
+    }
+    for (size_t i = 0; !status && i < labels; i++) {
+        const drawn_row wanted = {g->ids[i], 0};
+        const drawn_row *row = n > 0 ? bsearch(&wanted, rows, n, sizeof *rows, compare_ids) : NULL;
+        g->indexed += found[i];
+        if (row) {
+            memcpy(g->codes + i * BW_DIMS, options->given_codes + row->place * BW_DIMS, BW_DIMS);
+            if (options->rerank) {
+                memcpy(g->fine + i * BW_FINE_DIMS, options->given_fine + row->place * BW_FINE_DIMS,
+                       BW_FINE_DIMS);
+            }
+        } else if (!found[i]) { /* for its message */
+            status = bw_index_codes(index, &g->ids[i], 1, g->codes, NULL, error);
+        }
+    }
+    bw_free(rows);
+    bw_free(found);
+    return status;
 }
 
 static int32_t collect(const bw_index *index, const int64_t *positives, size_t n_positives,
@@ -430,13 +489,7 @@ static int32_t collect(const bw_index *index, const int64_t *positives, size_t n
                            (long long)all[i]);
         }
     }
-    int32_t status = given > 0 ? bw_index_codes(index, g->ids, given, g->codes, NULL, error) : BW_OK;
-    if (!status && options->rerank) {
-        g->fine = bw_alloc_array(given + 1, BW_FINE_DIMS);
-        status = !g->fine    ? bw_fail_nomem(error, (given + 1) * BW_FINE_DIMS)
-                 : given > 0 ? bw_index_fine(index, g->ids, given, g->fine, NULL, error)
-                             : BW_OK;
-    }
+    int32_t status = look_up(index, given, options, g, error);
     if (status || wanted == 0) {
         return status;
     }
@@ -498,12 +551,17 @@ int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_posit
                          "train: rerank needs fine codes, which this index lacks: make the collection from "
                          "embeddings with fine codes, or leave rerank out");
     }
+    if (!status && options->n_given > 0 &&
+        (!options->given_ids || !options->given_codes || (options->rerank && !options->given_fine))) {
+        status = bw_fail(error, BW_INVALID,
+                         "train: given rows need ids and codes, and with rerank fine codes as well");
+    }
     if (!status) {
         status = collect(index, positives, n_positives, negatives, n_negatives, options, &g, error);
     }
     if (!status) {
         size_t given = g.positives + g.negatives;
-        double left = (double)index->info.rows - (double)given;
+        double left = (double)index->info.rows - (double)g.indexed;
         counted context = {index, options};
         bw_training training = {.positives = g.codes,
                                 .negatives = g.codes + g.positives * BW_DIMS,

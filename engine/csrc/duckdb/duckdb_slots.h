@@ -23,7 +23,8 @@ typedef enum {
     DUCKDB_TYPE_UTINYINT = 6,
     DUCKDB_TYPE_UBIGINT = 9,
     DUCKDB_TYPE_DOUBLE = 11,
-    DUCKDB_TYPE_VARCHAR = 17
+    DUCKDB_TYPE_VARCHAR = 17,
+    DUCKDB_TYPE_BLOB = 18
 } duckdb_type;
 
 /* Handles: pointers that only DuckDB looks behind. */
@@ -36,6 +37,8 @@ typedef struct duckdb_vector_handle *duckdb_vector;
 typedef struct duckdb_table_function_handle *duckdb_table_function;
 typedef struct duckdb_scalar_function_handle *duckdb_scalar_function;
 typedef struct duckdb_scalar_function_set_handle *duckdb_scalar_function_set;
+typedef struct duckdb_aggregate_function_handle *duckdb_aggregate_function;
+typedef struct duckdb_aggregate_state_handle *duckdb_aggregate_state;
 typedef struct duckdb_bind_info_handle *duckdb_bind_info;
 typedef struct duckdb_init_info_handle *duckdb_init_info;
 typedef struct duckdb_function_info_handle *duckdb_function_info;
@@ -68,6 +71,15 @@ typedef void (*duckdb_table_function_init_t)(duckdb_init_info info);
 typedef void (*duckdb_table_function_t)(duckdb_function_info info, duckdb_data_chunk output);
 typedef void (*duckdb_scalar_function_t)(duckdb_function_info info, duckdb_data_chunk input,
                                          duckdb_vector output);
+typedef idx_t (*duckdb_aggregate_state_size)(duckdb_function_info info);
+typedef void (*duckdb_aggregate_init_t)(duckdb_function_info info, duckdb_aggregate_state state);
+typedef void (*duckdb_aggregate_destroy_t)(duckdb_aggregate_state *states, idx_t count);
+typedef void (*duckdb_aggregate_update_t)(duckdb_function_info info, duckdb_data_chunk input,
+                                          duckdb_aggregate_state *states);
+typedef void (*duckdb_aggregate_combine_t)(duckdb_function_info info, duckdb_aggregate_state *source,
+                                           duckdb_aggregate_state *target, idx_t count);
+typedef void (*duckdb_aggregate_finalize_t)(duckdb_function_info info, duckdb_aggregate_state *source,
+                                            duckdb_vector result, idx_t count, idx_t offset);
 
 struct duckdb_extension_access {
     void (*set_error)(duckdb_extension_info info, const char *error);
@@ -108,6 +120,7 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_vector_get_validity SLOT(195, uint64_t *, (duckdb_vector))
 #define duckdb_vector_ensure_validity_writable SLOT(196, void, (duckdb_vector))
 #define duckdb_vector_assign_string_element SLOT(197, void, (duckdb_vector, idx_t, const char *))
+#define duckdb_vector_assign_string_element_len SLOT(198, void, (duckdb_vector, idx_t, const char *, idx_t))
 #define duckdb_list_vector_get_child SLOT(199, duckdb_vector, (duckdb_vector))
 #define duckdb_list_vector_set_size SLOT(201, duckdb_state, (duckdb_vector, idx_t))
 #define duckdb_list_vector_reserve SLOT(202, duckdb_state, (duckdb_vector, idx_t))
@@ -116,6 +129,7 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_create_scalar_function SLOT(209, duckdb_scalar_function, (void))
 #define duckdb_destroy_scalar_function SLOT(210, void, (duckdb_scalar_function *))
 #define duckdb_scalar_function_set_name SLOT(211, void, (duckdb_scalar_function, const char *))
+#define duckdb_scalar_function_set_special_handling SLOT(213, void, (duckdb_scalar_function))
 #define duckdb_scalar_function_set_volatile SLOT(214, void, (duckdb_scalar_function))
 #define duckdb_scalar_function_add_parameter SLOT(215, void, (duckdb_scalar_function, duckdb_logical_type))
 #define duckdb_scalar_function_set_return_type SLOT(216, void, (duckdb_scalar_function, duckdb_logical_type))
@@ -126,6 +140,15 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_destroy_scalar_function_set SLOT(223, void, (duckdb_scalar_function_set *))
 #define duckdb_add_scalar_function_to_set SLOT(224, duckdb_state, (duckdb_scalar_function_set, duckdb_scalar_function))
 #define duckdb_register_scalar_function_set SLOT(225, duckdb_state, (duckdb_connection, duckdb_scalar_function_set))
+#define duckdb_create_aggregate_function SLOT(226, duckdb_aggregate_function, (void))
+#define duckdb_destroy_aggregate_function SLOT(227, void, (duckdb_aggregate_function *))
+#define duckdb_aggregate_function_set_name SLOT(228, void, (duckdb_aggregate_function, const char *))
+#define duckdb_aggregate_function_add_parameter SLOT(229, void, (duckdb_aggregate_function, duckdb_logical_type))
+#define duckdb_aggregate_function_set_return_type SLOT(230, void, (duckdb_aggregate_function, duckdb_logical_type))
+#define duckdb_aggregate_function_set_functions SLOT(231, void, (duckdb_aggregate_function, duckdb_aggregate_state_size, duckdb_aggregate_init_t, duckdb_aggregate_update_t, duckdb_aggregate_combine_t, duckdb_aggregate_finalize_t))
+#define duckdb_aggregate_function_set_destructor SLOT(232, void, (duckdb_aggregate_function, duckdb_aggregate_destroy_t))
+#define duckdb_register_aggregate_function SLOT(233, duckdb_state, (duckdb_connection, duckdb_aggregate_function))
+#define duckdb_aggregate_function_set_error SLOT(237, void, (duckdb_function_info, const char *))
 #define duckdb_create_table_function SLOT(242, duckdb_table_function, (void))
 #define duckdb_destroy_table_function SLOT(243, void, (duckdb_table_function *))
 #define duckdb_table_function_set_name SLOT(244, void, (duckdb_table_function, const char *))
@@ -143,6 +166,7 @@ extern duckdb_slot duckdb_slots[DUCKDB_SLOTS];
 #define duckdb_bind_get_parameter SLOT(257, duckdb_value, (duckdb_bind_info, idx_t))
 #define duckdb_bind_get_named_parameter SLOT(258, duckdb_value, (duckdb_bind_info, const char *))
 #define duckdb_bind_set_bind_data SLOT(259, void, (duckdb_bind_info, void *, duckdb_delete_callback_t))
+#define duckdb_bind_set_cardinality SLOT(260, void, (duckdb_bind_info, idx_t, bool))
 #define duckdb_bind_set_error SLOT(261, void, (duckdb_bind_info, const char *))
 #define duckdb_init_get_bind_data SLOT(263, void *, (duckdb_init_info))
 #define duckdb_init_set_init_data SLOT(264, void, (duckdb_init_info, void *, duckdb_delete_callback_t))

@@ -100,7 +100,7 @@ static void write_null(duckdb_vector vector, idx_t row) {
     duckdb_validity_set_row_invalid(duckdb_vector_get_validity(vector), row);
 }
 
-static void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type type, const cell *cell) {
+void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type type, const cell *cell) {
     bool null = type == DUCKDB_TYPE_VARCHAR  ? !cell->text
                 : type == DUCKDB_TYPE_DOUBLE ? isnan(cell->real)
                                              : cell->integer == NO_INTEGER;
@@ -144,6 +144,10 @@ static void call_free(void *memory) {
     free(call);
 }
 
+/* What DuckDB plans for where rows stream: more than the one row of what search_model joins with them, fewer
+ * than most tables have, so that joins with these read the table once and keep the matches in memory. */
+#define USUAL_MATCHES 1000
+
 static void table_bind(duckdb_bind_info info) {
     const table_function *function = duckdb_bind_get_extra_info(info);
     bw_error error = {0};
@@ -165,6 +169,9 @@ static void table_bind(duckdb_bind_info info) {
         duckdb_logical_type type = duckdb_create_logical_type(c->type);
         duckdb_bind_add_result_column(info, c->name, type);
         duckdb_destroy_logical_type(&type);
+    }
+    if (function->open && !function->count) {
+        duckdb_bind_set_cardinality(info, USUAL_MATCHES, false);
     }
     duckdb_bind_set_bind_data(info, call, call_free);
 }

@@ -81,6 +81,8 @@ typedef struct relation {
 bool relation_reserve(relation *relation, uint64_t rows, bw_error *error);
 cell *relation_row(relation *relation);
 bool set_text(cell *cell, const char *text, bw_error *error);
+/* `data` is the vector's. */
+void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type type, const cell *cell);
 
 #define UUID_BYTES 37
 /* 8-4-4-4-12 lower-case hexadecimal digits. Gives `text`. */
@@ -123,6 +125,25 @@ void count_init(duckdb_init_info info);
 void count_next(duckdb_function_info info, duckdb_data_chunk output);
 
 duckdb_state register_scalar_functions(duckdb_connection connection);
+
+/* ---- training (table_functions.c) -----------------------------------------------------------------------
+ */
+
+#define BW_MAX_RANDOM_NEGATIVES 100000
+#define TRAIN_COLUMNS 19
+extern const column train_columns[TRAIN_COLUMNS + 1]; /* ended by a NULL name */
+
+/* The learner of this name, and so many random negatives as it takes by itself. */
+bool choose_learner(const char *name, size_t bytes, bw_train_options *options, bw_error *error);
+/* A number of things, `least` to `most`; the core checks too, but takes fewer bits. */
+bool check_count(const char *name, int64_t value, int64_t least, int64_t most, uint32_t *count,
+                 bw_error *error);
+/* What a learner does not know is not passed over in silence. */
+bool check_training(const bw_train_options *options, size_t n_positives, bw_error *error);
+/* A model and what is to be said about it, as cells of train_columns, zeros before. Texts among them are
+ * owned, also those of a failure: free. */
+bool training_cells(const bw_model *model, const bw_train_stats *stats, cell cells[TRAIN_COLUMNS],
+                    bw_error *error);
 
 /* ---- reading arguments (arguments.c) ------------------------------------------------------------------- */
 

@@ -1,8 +1,6 @@
-/* scalar_functions.c - boxwood_votes, boxwood_score, boxwood_distance, boxwood_sql, boxwood_knn_list and
- * boxwood_check, a chunk at a time.
- *
- * DuckDB hands over flat vectors. NULL in any argument gives NULL. */
-#include "extension.h"
+/* scalar_functions.c - reading arguments; boxwood_votes, boxwood_score, boxwood_distance,
+ * boxwood_sql and boxwood_check, a chunk at a time; and how scalar functions are registered. */
+#include "scalar.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -12,80 +10,72 @@
 
 /* ---- arguments ----------------------------------------------------------------------------------------- */
 
-typedef struct text {
-    const char *data;
-    size_t bytes;
-} text;
-
-typedef struct argument {
-    const void *data;
-    const uint64_t *valid;       /* NULL: all are */
-    const uint8_t *bytes;        /* lists: their elements */
-    const uint64_t *bytes_valid; /* NULL: all are */
-} argument;
-
-static argument argument_of(duckdb_data_chunk input, idx_t column, bool list) {
-    duckdb_vector vector = duckdb_data_chunk_get_vector(input, column);
+argument argument_in(duckdb_vector vector, bool list) {
     argument a = {.data = duckdb_vector_get_data(vector), .valid = duckdb_vector_get_validity(vector)};
     if (list) {
         duckdb_vector child = duckdb_list_vector_get_child(vector);
-        a.bytes = duckdb_vector_get_data(child);
-        a.bytes_valid = duckdb_vector_get_validity(child);
+        a.elements = duckdb_vector_get_data(child);
+        a.elements_valid = duckdb_vector_get_validity(child);
     }
     return a;
 }
 
-static bool valid(const uint64_t *mask, idx_t row) {
-    return !mask || (mask[row / 64] >> (row % 64) & 1);
+argument argument_of(duckdb_data_chunk input, idx_t column, bool list) {
+    return argument_in(duckdb_data_chunk_get_vector(input, column), list);
 }
 
-static text text_at(const argument *a, idx_t row) {
+text text_at(const argument *a, idx_t row) {
     const duckdb_string_t *s = (const duckdb_string_t *)a->data + row;
     uint32_t bytes = s->value.inlined.length;
     bool inlined = bytes <= sizeof s->value.inlined.inlined;
     return (text){inlined ? s->value.inlined.inlined : s->value.pointer.ptr, bytes};
 }
 
-/* Rows of one text next to each other are the rule; in a constant's even the pointer is the same. */
-static bool same_text(text a, text b) {
-    return a.bytes == b.bytes && (a.data == b.data || memcmp(a.data, b.data, a.bytes) == 0);
-}
-
-/* The `dims` values of a row's list, of a code or a fine code, or NULL with the error. */
-static const uint8_t *values_at(const argument *a, idx_t row, uint64_t dims, bw_error *error) {
-    const char *what = dims == BW_DIMS ? "code" : "fine code";
-    duckdb_list_entry entry = ((const duckdb_list_entry *)a->data)[row];
+const uint8_t *values_at(const argument *a, idx_t row, uint64_t dims, bw_error *error) {
+    const char *what = dims == BW_FINE_DIMS ? "fine code" : "code";
+    duckdb_list_entry entry = list_at(a, row);
     if (entry.length != dims) {
         fail(error, "a list has %llu values: a %s has %llu", (unsigned long long)entry.length, what,
              (unsigned long long)dims);
         return NULL;
     }
-    for (uint64_t i = 0; a->bytes_valid && i < dims; i++) {
-        if (!valid(a->bytes_valid, entry.offset + i)) {
+    for (uint64_t i = 0; a->elements_valid && i < dims; i++) {
+        if (!valid(a->elements_valid, entry.offset + i)) {
             fail(error, "a %s has a NULL at place %llu: %ss have %llu values", what,
                  (unsigned long long)i + 1, what, (unsigned long long)dims);
             return NULL;
         }
     }
-    return a->bytes + entry.offset;
+    return (const uint8_t *)a->elements + entry.offset;
+}
+
+bool ids_at(const argument *a, idx_t row, const char *name, const int64_t **ids, size_t *n, bw_error *error) {
+    duckdb_list_entry entry = has(a, row) ? list_at(a, row) : (duckdb_list_entry){0, 0};
+    for (uint64_t i = 0; a->elements_valid && i < entry.length; i++) {
+        if (!valid(a->elements_valid, entry.offset + i)) {
+            return fail(error, "%s has a NULL at place %llu: leave it out", name, (unsigned long long)i + 1);
+        }
+    }
+    *ids = entry.length ? (const int64_t *)a->elements + entry.offset : NULL;
+    *n = (size_t)entry.length;
+    return true;
 }
 
 static const uint8_t *code_at(const argument *a, idx_t row, bw_error *error) {
     return values_at(a, row, BW_DIMS, error);
 }
 
-static void set_null(duckdb_vector output, idx_t row) {
+void set_null(duckdb_vector output, idx_t row) {
     duckdb_vector_ensure_validity_writable(output);
     duckdb_validity_set_row_invalid(duckdb_vector_get_validity(output), row);
 }
 
-static void give_error(duckdb_function_info info, const char *function, const bw_error *error) {
+void give_error(duckdb_function_info info, const char *function, const bw_error *error) {
     char message[MESSAGE_BYTES];
     duckdb_scalar_function_set_error(info, error_text(function, error, message));
 }
 
-/* The index in the folder of this name: bw_index_close. */
-static bool open_at(text path, bw_index **index, bw_error *error) {
+bool open_at(text path, bw_index **index, bw_error *error) {
     *index = NULL;
     if (memchr(path.data, 0, path.bytes)) {
         return fail(error, "index is not the path of an index folder");
@@ -103,13 +93,12 @@ static bool open_at(text path, bw_index **index, bw_error *error) {
 
 /* ---- models -------------------------------------------------------------------------------------------- */
 
-/* A parsed model, shared by the chunks of all threads as long as they ask for the same text. */
-typedef struct shared_model {
+struct shared_model {
     bw_model *model;
     size_t holders; /* under the lock */
     size_t bytes;
     char text[];
-} shared_model;
+};
 
 static pthread_mutex_t last_lock = PTHREAD_MUTEX_INITIALIZER;
 static shared_model *last_model; /* the last one parsed in this process; held here too */
@@ -121,14 +110,17 @@ static void model_drop_locked(shared_model *shared) {
     }
 }
 
-static void model_drop(shared_model *shared) {
+void model_drop(shared_model *shared) {
     pthread_mutex_lock(&last_lock);
     model_drop_locked(shared);
     pthread_mutex_unlock(&last_lock);
 }
 
-/* Owned: model_drop. NULL with the error. */
-static shared_model *model_of(text json, bw_error *error) {
+const bw_model *model_in(const shared_model *shared) {
+    return shared->model;
+}
+
+shared_model *model_of(text json, bw_error *error) {
     shared_model *shared = NULL;
     pthread_mutex_lock(&last_lock);
     if (last_model && same_text((text){last_model->text, last_model->bytes}, json)) {
@@ -382,14 +374,13 @@ static void knn_list(duckdb_function_info info, duckdb_data_chunk input, duckdb_
         b->recall = 1;
     }
     for (idx_t r = 0; ok && r < rows; r++) {
-        if (!valid(index.valid, r) || !valid(code.valid, r) || !valid(k.valid, r) ||
-            !valid(recall.valid, r)) {
+        if (!has(&index, r) || !has(&code, r) || !has(&k, r) || !has(&recall, r)) {
             ((duckdb_list_entry *)duckdb_vector_get_data(output))[r] = (duckdb_list_entry){total, 0};
             set_null(output, r);
             continue;
         }
-        int64_t wanted = ((const int64_t *)k.data)[r];
-        double share = has_recall ? ((const double *)recall.data)[r] : 1;
+        int64_t wanted = integer_at(&k, r);
+        double share = has_recall ? real_at(&recall, r) : 1;
         text path = text_at(&index, r);
         if (wanted < 1 || wanted > BW_MAX_K) {
             ok = fail(&error, "k is %lld: give 1 to %d neighbours", (long long)wanted, BW_MAX_K);
@@ -446,32 +437,29 @@ static bool is_uuid(text given, const uint8_t uuid[16]) {
     return given.bytes == UUID_BYTES - 1 && strncasecmp(given.data, own, UUID_BYTES - 1) == 0;
 }
 
-/* Whether this is the index of the collection, as its rows are now; if not, the error says why. */
-static bool is_current(text path, text uuid, int64_t generation, bw_error *error) {
-    bw_index *index;
+bool open_checked(text path, text uuid, int64_t generation, bw_index **index, bw_error *error) {
     bw_index_info about;
-    if (!open_at(path, &index, error)) {
+    if (!open_at(path, index, error)) {
+        drop_advice(error->message);
         return false;
-    }
-    int32_t status = bw_index_describe(index, &about);
-    bw_index_close(index);
-    if (status != BW_OK) {
-        return fail(error, "the index cannot be described");
     }
     int shown = (int)(path.bytes < 400 ? path.bytes : 400);
     while (shown > 0 && (size_t)shown < path.bytes && ((unsigned char)path.data[shown] & 0xC0) == 0x80) {
         shown--; /* not inside a character */
     }
-    if (!is_uuid(uuid, about.uuid)) {
-        return fail(error, "the index in '%.*s' belongs to another collection", shown, path.data);
+    bool ok = bw_index_describe(*index, &about) == BW_OK || fail(error, "the index cannot be described");
+    if (ok && !is_uuid(uuid, about.uuid)) {
+        ok = fail(error, "the index in '%.*s' belongs to another collection", shown, path.data);
     }
-    if (generation < 0 || about.generation != (uint64_t)generation) {
-        bool behind = generation >= 0 && about.generation < (uint64_t)generation;
-        return fail(error, "the index in '%.*s' is %s the rows (generation %llu of %lld)", shown, path.data,
-                    behind ? "behind" : "ahead of", (unsigned long long)about.generation,
-                    (long long)generation);
+    if (ok && generation > 0 && about.generation < (uint64_t)generation) {
+        ok = fail(error, "the index in '%.*s' is older than the rows (generation %llu of %lld)", shown,
+                  path.data, (unsigned long long)about.generation, (long long)generation);
     }
-    return true;
+    if (!ok) {
+        bw_index_close(*index);
+        *index = NULL;
+    }
+    return ok;
 }
 
 static void check(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
@@ -481,111 +469,197 @@ static void check(duckdb_function_info info, duckdb_data_chunk input, duckdb_vec
     idx_t rows = duckdb_data_chunk_get_size(input);
     for (idx_t r = 0; r < rows; r++) {
         bw_error error = {0};
-        if (!valid(index.valid, r) || !valid(uuid.valid, r) || !valid(generation.valid, r) ||
-            is_current(text_at(&index, r), text_at(&uuid, r), ((const int64_t *)generation.data)[r],
-                       &error)) {
+        bw_index *opened = NULL;
+        if (!has(&index, r) || !has(&uuid, r) || !has(&generation, r) ||
+            open_checked(text_at(&index, r), text_at(&uuid, r), integer_at(&generation, r), &opened,
+                         &error)) {
+            bw_index_close(opened);
             set_null(output, r);
             continue;
         }
-        drop_advice(error.message);
         drop_partial_character(error.message);
         duckdb_vector_assign_string_element(output, r, error.message);
     }
 }
 
+/* ---- boxwood_since(index, generation, indexed, checksum) ----------------------------------------------- */
+
+/* From which generation on rows must be looked up in the codes table, in a transaction that sees the
+ * collection at `generation`, and of its index that it had reached `indexed` with a manifest of this checksum
+ * (0: unknown): from `indexed` on; from the first (-1) where the index has gone further than the transaction,
+ * and so may lack what that still sees. */
+static void since(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
+    argument index = argument_of(input, 0, false), generation = argument_of(input, 1, false),
+             indexed = argument_of(input, 2, false), checksum = argument_of(input, 3, false);
+    int64_t *results = duckdb_vector_get_data(output);
+    idx_t rows = duckdb_data_chunk_get_size(input);
+    for (idx_t r = 0; r < rows; r++) {
+        bw_error error = {0};
+        bw_index *opened = NULL;
+        bw_index_info about;
+        if (!has(&index, r) || !has(&generation, r) || !has(&indexed, r) || !has(&checksum, r)) {
+            set_null(output, r);
+            continue;
+        }
+        results[r] = integer_at(&indexed, r);
+        /* What is wrong with the index is for those to say who use it. */
+        if (!open_at(text_at(&index, r), &opened, &error) || bw_index_describe(opened, &about) != BW_OK) {
+            continue;
+        }
+        bw_index_close(opened);
+        if (about.generation > INT64_MAX || (int64_t)about.generation > integer_at(&generation, r)) {
+            results[r] = -1;
+        } else if ((int64_t)about.generation == integer_at(&indexed, r) && integer_at(&checksum, r) != 0 &&
+                   (int64_t)about.checksum != integer_at(&checksum, r)) {
+            fail(&error,
+                 "the index is not the one that the database knows of: one of the two may have been put "
+                 "back from a copy. Run: boxwood repair, or open the collection in Python");
+            give_error(info, "boxwood_since", &error);
+            return;
+        }
+    }
+}
+
+static duckdb_logical_type integer_type(void) {
+    return duckdb_create_logical_type(DUCKDB_TYPE_BIGINT);
+}
+
 /* ---- registration -------------------------------------------------------------------------------------- */
 
-enum { TEXT, CODE, NUMBER, SHARE };
+static duckdb_logical_type argument_type(argument_kind kind);
 
-static duckdb_logical_type argument_type(int kind) {
-    duckdb_type base = kind == TEXT    ? DUCKDB_TYPE_VARCHAR
-                       : kind == CODE  ? DUCKDB_TYPE_UTINYINT
-                       : kind == SHARE ? DUCKDB_TYPE_DOUBLE
-                                       : DUCKDB_TYPE_BIGINT;
-    duckdb_logical_type type = duckdb_create_logical_type(base);
-    if (kind == CODE) {
-        duckdb_logical_type list = duckdb_create_list_type(type);
-        duckdb_destroy_logical_type(&type);
-        return list;
+static duckdb_logical_type list_of(duckdb_logical_type element) {
+    duckdb_logical_type list = duckdb_create_list_type(element);
+    duckdb_destroy_logical_type(&element);
+    return list;
+}
+
+/* As macros.sql makes it; live.c says what is in it. */
+static duckdb_logical_type rows_type(void) {
+    static const struct {
+        const char *name;
+        argument_kind kind;
+    } members[] = {{"index", TEXT},         {"uuid", TEXT},   {"quantizer", TEXT},
+                   {"generation", INTEGER}, {"ids", IDS},     {"codes", CODE},
+                   {"fine", CODE},          {"deleted", IDS}, {"live", BLOB}};
+    enum { N = sizeof members / sizeof *members };
+    duckdb_logical_type types[N];
+    const char *names[N];
+    for (int i = 0; i < N; i++) {
+        types[i] = argument_type(members[i].kind);
+        names[i] = members[i].name;
+    }
+    duckdb_logical_type type = duckdb_create_struct_type(types, names, N);
+    for (int i = 0; i < N; i++) {
+        duckdb_destroy_logical_type(&types[i]);
     }
     return type;
 }
 
-/* STRUCT(id BIGINT, distance DOUBLE)[] */
-static duckdb_logical_type neighbours_type(void) {
-    duckdb_logical_type members[] = {duckdb_create_logical_type(DUCKDB_TYPE_BIGINT),
-                                     duckdb_create_logical_type(DUCKDB_TYPE_DOUBLE)};
-    const char *names[] = {"id", "distance"};
-    duckdb_logical_type pair = duckdb_create_struct_type(members, names, 2);
-    duckdb_logical_type list = duckdb_create_list_type(pair);
-    duckdb_destroy_logical_type(&pair);
-    duckdb_destroy_logical_type(&members[0]);
-    duckdb_destroy_logical_type(&members[1]);
-    return list;
+static duckdb_logical_type argument_type(argument_kind kind) {
+    static const duckdb_type types[] = {[TEXT] = DUCKDB_TYPE_VARCHAR,     [CODE] = DUCKDB_TYPE_UTINYINT,
+                                        [IDS] = DUCKDB_TYPE_BIGINT,       [INTEGER] = DUCKDB_TYPE_BIGINT,
+                                        [UNSIGNED] = DUCKDB_TYPE_UBIGINT, [REAL] = DUCKDB_TYPE_DOUBLE,
+                                        [FLAG] = DUCKDB_TYPE_BOOLEAN,     [BLOB] = DUCKDB_TYPE_BLOB};
+    if (kind == ROWS) {
+        return rows_type();
+    }
+    duckdb_logical_type type = duckdb_create_logical_type(types[kind]);
+    return kind == CODE || kind == IDS ? list_of(type) : type;
 }
 
-/* Takes the result type over. `reads_files`: the answer may change between two calls, so it is never kept.
- * Owned: duckdb_destroy_scalar_function. */
-static duckdb_scalar_function make(const char *name, const int *arguments, int n, duckdb_logical_type result,
-                                   duckdb_scalar_function_t body, bool reads_files) {
-    duckdb_scalar_function function = duckdb_create_scalar_function();
-    duckdb_scalar_function_set_name(function, name);
-    for (int i = 0; i < n; i++) {
-        duckdb_logical_type type = argument_type(arguments[i]);
-        duckdb_scalar_function_add_parameter(function, type);
-        duckdb_destroy_logical_type(&type);
+#define MOST_MEMBERS TRAIN_COLUMNS
+
+duckdb_logical_type struct_type(const column *columns) {
+    duckdb_logical_type members[MOST_MEMBERS];
+    const char *names[MOST_MEMBERS];
+    idx_t n = 0;
+    for (; columns[n].name; n++) {
+        members[n] = duckdb_create_logical_type(columns[n].type);
+        names[n] = columns[n].name;
     }
-    duckdb_scalar_function_set_return_type(function, result);
-    duckdb_scalar_function_set_function(function, body);
-    if (reads_files) {
-        duckdb_scalar_function_set_volatile(function);
+    duckdb_logical_type type = duckdb_create_struct_type(members, names, n);
+    for (idx_t i = 0; i < n; i++) {
+        duckdb_destroy_logical_type(&members[i]);
     }
-    duckdb_destroy_logical_type(&result);
-    return function;
+    return type;
 }
 
-static duckdb_state add(duckdb_connection connection, const char *name, const int *arguments, int n,
-                        duckdb_logical_type result, duckdb_scalar_function_t body, bool reads_files) {
-    duckdb_scalar_function function = make(name, arguments, n, result, body, reads_files);
-    duckdb_state state = duckdb_register_scalar_function(connection, function);
-    duckdb_destroy_scalar_function(&function);
-    return state;
+duckdb_logical_type struct_list_type(const column *columns) {
+    return list_of(struct_type(columns));
 }
 
-/* A function whose last argument may be left out. */
-static duckdb_state add_set(duckdb_connection connection, const char *name, const int *arguments, int n,
-                            duckdb_logical_type (*result)(void), duckdb_scalar_function_t body,
-                            bool reads_files) {
-    duckdb_scalar_function_set set = duckdb_create_scalar_function_set(name);
-    duckdb_state state = DuckDBSuccess;
-    for (int most = n - 1; most <= n && state == DuckDBSuccess; most++) {
-        duckdb_scalar_function function = make(name, arguments, most, result(), body, reads_files);
-        state = duckdb_add_scalar_function_to_set(set, function);
-        duckdb_destroy_scalar_function(&function);
-    }
-    if (state == DuckDBSuccess) {
-        state = duckdb_register_scalar_function_set(connection, set);
-    }
-    duckdb_destroy_scalar_function_set(&set);
-    return state;
+static duckdb_logical_type votes_type(void) {
+    return duckdb_create_logical_type(DUCKDB_TYPE_INTEGER);
 }
 
 static duckdb_logical_type real_type(void) {
     return duckdb_create_logical_type(DUCKDB_TYPE_DOUBLE);
 }
 
+static duckdb_logical_type text_type(void) {
+    return duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR);
+}
+
+/* STRUCT(id BIGINT, distance DOUBLE)[] */
+static const column neighbour_columns[] = {{"id", DUCKDB_TYPE_BIGINT}, {"distance", DUCKDB_TYPE_DOUBLE}, {0}};
+
+duckdb_logical_type neighbours_type(void) {
+    return struct_list_type(neighbour_columns);
+}
+
+static const scalar_function row_functions[] = {
+    {"boxwood_votes", votes, votes_type, false, false, {TEXT, CODE}, 2},
+    {"boxwood_score", score, real_type, false, false, {TEXT, CODE}, 2},
+    {"boxwood_score", score, real_type, false, false, {TEXT, CODE, CODE}, 3},
+    {"boxwood_distance", distance, real_type, false, false, {CODE, CODE}, 2},
+    {"boxwood_sql", sql, text_type, false, false, {TEXT}, 1},
+    {"boxwood_knn_list", knn_list, neighbours_type, true, false, {TEXT, CODE, INTEGER}, 3},
+    {"boxwood_knn_list", knn_list, neighbours_type, true, false, {TEXT, CODE, INTEGER, REAL}, 4},
+    {"boxwood_check", check, text_type, true, false, {TEXT, TEXT, INTEGER}, 3},
+    {"boxwood_since", since, integer_type, true, false, {TEXT, INTEGER, INTEGER, INTEGER}, 4}};
+
+/* Owned: duckdb_destroy_scalar_function. */
+static duckdb_scalar_function make(const scalar_function *f) {
+    duckdb_scalar_function function = duckdb_create_scalar_function();
+    duckdb_logical_type result = f->result();
+    duckdb_scalar_function_set_name(function, f->name);
+    for (int i = 0; i < f->n; i++) {
+        duckdb_logical_type type = argument_type(f->arguments[i]);
+        duckdb_scalar_function_add_parameter(function, type);
+        duckdb_destroy_logical_type(&type);
+    }
+    duckdb_scalar_function_set_return_type(function, result);
+    duckdb_scalar_function_set_function(function, f->body);
+    if (f->reads_files) {
+        duckdb_scalar_function_set_volatile(function);
+    }
+    if (f->takes_null) {
+        duckdb_scalar_function_set_special_handling(function);
+    }
+    duckdb_destroy_logical_type(&result);
+    return function;
+}
+
+/* Each name with all its overloads. */
+static bool add_all(duckdb_connection connection, const scalar_function *functions, size_t n) {
+    bool ok = true;
+    for (size_t i = 0; ok && i < n;) {
+        const char *name = functions[i].name;
+        duckdb_scalar_function_set set = duckdb_create_scalar_function_set(name);
+        for (; ok && i < n && strcmp(functions[i].name, name) == 0; i++) {
+            duckdb_scalar_function function = make(&functions[i]);
+            ok = duckdb_add_scalar_function_to_set(set, function) == DuckDBSuccess;
+            duckdb_destroy_scalar_function(&function);
+        }
+        ok = ok && duckdb_register_scalar_function_set(connection, set) == DuckDBSuccess;
+        duckdb_destroy_scalar_function_set(&set);
+    }
+    return ok;
+}
+
 duckdb_state register_scalar_functions(duckdb_connection connection) {
-    bool ok = add(connection, "boxwood_votes", (const int[]){TEXT, CODE}, 2,
-                  duckdb_create_logical_type(DUCKDB_TYPE_INTEGER), votes, false) == DuckDBSuccess &&
-              add(connection, "boxwood_distance", (const int[]){CODE, CODE}, 2,
-                  duckdb_create_logical_type(DUCKDB_TYPE_DOUBLE), distance, false) == DuckDBSuccess &&
-              add(connection, "boxwood_sql", (const int[]){TEXT}, 1,
-                  duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), sql, false) == DuckDBSuccess &&
-              add_set(connection, "boxwood_score", (const int[]){TEXT, CODE, CODE}, 3, real_type, score,
-                      false) == DuckDBSuccess &&
-              add_set(connection, "boxwood_knn_list", (const int[]){TEXT, CODE, NUMBER, SHARE}, 4,
-                      neighbours_type, knn_list, true) == DuckDBSuccess &&
-              add(connection, "boxwood_check", (const int[]){TEXT, TEXT, NUMBER}, 3,
-                  duckdb_create_logical_type(DUCKDB_TYPE_VARCHAR), check, true) == DuckDBSuccess;
+    bool ok = add_all(connection, row_functions, sizeof row_functions / sizeof *row_functions) &&
+              add_all(connection, live_functions, live_functions_count) && register_id_set(connection);
     return ok ? DuckDBSuccess : DuckDBError;
 }

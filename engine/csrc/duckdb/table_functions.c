@@ -283,35 +283,32 @@ static const struct {
                 {"branch", BW_LEARNER_BRANCH, BW_BRANCH_ROWS},
                 {"ensemble", BW_LEARNER_ENSEMBLE, BW_BRANCH_ROWS}};
 
+bool choose_learner(const char *name, size_t bytes, bw_train_options *options, bw_error *error) {
+    for (size_t i = 0; i < sizeof learners / sizeof *learners; i++) {
+        if (strlen(learners[i].name) == bytes && memcmp(name, learners[i].name, bytes) == 0) {
+            options->learner = learners[i].learner;
+            options->random_negatives = learners[i].random_negatives;
+            return true;
+        }
+    }
+    return fail(error, "there is no learner '%.*s': give 'cover', 'branch' or 'ensemble'",
+                (int)(bytes < 40 ? bytes : 40), name);
+}
+
 static bool read_learner(duckdb_bind_info info, bw_train_options *options, bw_error *error) {
     char *name = NULL;
     if (!read_text(info, "learner", &name, error)) {
         return false;
     }
-    bool known = false;
-    for (size_t i = 0; !known && i < sizeof learners / sizeof *learners; i++) {
-        known = strcmp(name ? name : "cover", learners[i].name) == 0;
-        if (known) {
-            options->learner = learners[i].learner;
-            options->random_negatives = learners[i].random_negatives;
-        }
-    }
-    if (!known) {
-        fail(error, "there is no learner '%.40s': give 'cover', 'branch' or 'ensemble'", name);
-    }
+    bool known = choose_learner(name ? name : "cover", name ? strlen(name) : 5, options, error);
     if (name) {
         duckdb_free(name);
     }
     return known;
 }
 
-/* A number of things, `least` to `most`; the core checks too, but takes fewer bits. */
-static bool read_count(duckdb_bind_info info, const char *name, int64_t least, int64_t most, uint32_t *count,
-                       bw_error *error) {
-    int64_t value = *count;
-    if (!read_integer(info, name, &value, error)) {
-        return false;
-    }
+bool check_count(const char *name, int64_t value, int64_t least, int64_t most, uint32_t *count,
+                 bw_error *error) {
     if (value < least || value > most) {
         return fail(error, "%s is %lld: give %lld to %lld", name, (long long)value, (long long)least,
                     (long long)most);
@@ -320,8 +317,13 @@ static bool read_count(duckdb_bind_info info, const char *name, int64_t least, i
     return true;
 }
 
-/* What a learner does not know is not passed over in silence. */
-static bool check_learner(const bw_train_options *options, bw_error *error) {
+static bool read_count(duckdb_bind_info info, const char *name, int64_t least, int64_t most, uint32_t *count,
+                       bw_error *error) {
+    int64_t value = *count;
+    return read_integer(info, name, &value, error) && check_count(name, value, least, most, count, error);
+}
+
+bool check_training(const bw_train_options *options, size_t n_positives, bw_error *error) {
     bool cover = options->learner == BW_LEARNER_COVER;
     if (cover && !options->prior) {
         return fail(error, "prior := false is for the learners 'branch' and 'ensemble': name one of them, or "
@@ -333,6 +335,13 @@ static bool check_learner(const bw_train_options *options, bw_error *error) {
                     : options->rerank ? "rerank"
                                       : "guard := false");
     }
+    if (!(options->negative_weight >= 0.01 && options->negative_weight <= 100)) {
+        return fail(error, "negative_weight is %g: give 0.01 to 100", options->negative_weight);
+    }
+    if (!n_positives && !options->query) {
+        return fail(error, "there are no positives: give positives := [ids of rows that are right], or "
+                           "query := the code of what is sought");
+    }
     return true;
 }
 
@@ -343,26 +352,50 @@ static bool train_bind(call *call, duckdb_bind_info info, bw_error *error) {
         !read_count(info, "estimators", 1, BW_MAX_ESTIMATORS, &options->estimators, error) ||
         !read_count(info, "boxes", 0, BW_MAX_COVER_BOXES, &options->boxes, error) ||
         (!given_null(info, "random_negatives") &&
-         !read_count(info, "random_negatives", 0, 100000, &options->random_negatives, error)) ||
+         !read_count(info, "random_negatives", 0, BW_MAX_RANDOM_NEGATIVES, &options->random_negatives,
+                     error)) ||
         !read_real(info, "negative_weight", &options->negative_weight, error) ||
         !read_unsigned(info, "seed", &options->seed, error) ||
         !read_flag(info, "prior", &options->prior, error) ||
         !read_flag(info, "rerank", &options->rerank, error) ||
-        !read_flag(info, "guard", &options->guard, error) || !check_learner(options, error) ||
+        !read_flag(info, "guard", &options->guard, error) ||
         !read_code(info, "query", BW_DIMS, &options->query, error) ||
         !read_code(info, "query_fine", BW_FINE_DIMS, &options->query_fine, error) ||
         !read_ids(info, "positives", &call->positives, &call->n_positives, error) ||
         !read_ids(info, "negatives", &call->negatives, &call->n_negatives, error)) {
         return false;
     }
-    if (!(options->negative_weight >= 0.01 && options->negative_weight <= 100)) {
-        return fail(error, "negative_weight is %g: give 0.01 to 100", options->negative_weight);
+    return check_training(options, call->n_positives, error) && read_index(info, call, error);
+}
+
+bool training_cells(const bw_model *model, const bw_train_stats *stats, cell cells[TRAIN_COLUMNS],
+                    bw_error *error) {
+    bw_model_info info;
+    char *json = NULL;
+    if (!ok(bw_model_to_json(model, &json, error))) {
+        return false;
     }
-    if (!call->n_positives && !options->query) {
-        return fail(error, "there are no positives: give positives := [ids of rows that are right], or "
-                           "query := the code of what is sought");
-    }
-    return read_index(info, call, error);
+    bw_model_describe(model, &info);
+    cells[2].integer = stats->estimators;
+    cells[3].integer = stats->boxes;
+    cells[4].integer = stats->terms;
+    cells[5].integer = stats->positives;
+    cells[6].integer = stats->negatives;
+    cells[7].integer = stats->random_negatives;
+    cells[8].integer = stats->held_out;
+    cells[9].real = stats->rows;
+    cells[10].real = stats->precision;
+    cells[11].real = stats->precision_low;
+    cells[12].real = stats->precision_high;
+    cells[13].real = stats->recall;
+    cells[14].real = stats->recall_low;
+    cells[15].real = stats->recall_high;
+    cells[16].integer = stats->fallback;
+    cells[18].real = (double)stats->nanoseconds / 1e6;
+    bool done = set_text(&cells[0], json, error) && set_text(&cells[1], info.learner, error) &&
+                (!stats->note[0] || set_text(&cells[17], stats->note, error));
+    bw_free(json);
+    return done;
 }
 
 static bool train(const call *call, const bw_index *index, bw_model **model, bw_train_stats *stats,
@@ -373,34 +406,9 @@ static bool train(const call *call, const bw_index *index, bw_model **model, bw_
 
 static bool train_run(const call *call, const bw_index *index, relation *out, bw_error *error) {
     bw_train_stats stats;
-    bw_model_info info;
     bw_model *model = NULL;
-    char *json = NULL;
-    bool done = train(call, index, &model, &stats, error) && ok(bw_model_to_json(model, &json, error)) &&
-                relation_reserve(out, 1, error);
-    if (done) {
-        bw_model_describe(model, &info);
-        cell *row = relation_row(out);
-        row[2].integer = stats.estimators;
-        row[3].integer = stats.boxes;
-        row[4].integer = stats.terms;
-        row[5].integer = stats.positives;
-        row[6].integer = stats.negatives;
-        row[7].integer = stats.random_negatives;
-        row[8].integer = stats.held_out;
-        row[9].real = stats.rows;
-        row[10].real = stats.precision;
-        row[11].real = stats.precision_low;
-        row[12].real = stats.precision_high;
-        row[13].real = stats.recall;
-        row[14].real = stats.recall_low;
-        row[15].real = stats.recall_high;
-        row[16].integer = stats.fallback;
-        row[18].real = (double)stats.nanoseconds / 1e6;
-        done = set_text(&row[0], json, error) && set_text(&row[1], info.learner, error) &&
-               (!stats.note[0] || set_text(&row[17], stats.note, error));
-    }
-    bw_free(json);
+    bool done = relation_reserve(out, 1, error) && train(call, index, &model, &stats, error) &&
+                training_cells(model, &stats, relation_row(out), error);
     bw_model_free(model);
     return done;
 }
@@ -420,7 +428,7 @@ static const parameter train_parameters[] = {
     {"negative_weight", DUCKDB_TYPE_DOUBLE, false}, {"seed", DUCKDB_TYPE_UBIGINT, false},
     {"prior", DUCKDB_TYPE_BOOLEAN, false},          {"rerank", DUCKDB_TYPE_BOOLEAN, false},
     {"guard", DUCKDB_TYPE_BOOLEAN, false},          END_OF_LIST};
-static const column train_columns[] = {
+const column train_columns[TRAIN_COLUMNS + 1] = {
     {"model", DUCKDB_TYPE_VARCHAR},         {"learner", DUCKDB_TYPE_VARCHAR},
     {"estimators", DUCKDB_TYPE_BIGINT},     {"boxes", DUCKDB_TYPE_BIGINT},
     {"terms", DUCKDB_TYPE_BIGINT},          {"positives", DUCKDB_TYPE_BIGINT},

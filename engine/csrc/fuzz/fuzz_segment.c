@@ -1,8 +1,9 @@
-/* fuzz_segment.c - segments and manifests as untrusted bytes. The first byte of an input says what the rest
- * is: bit 0, make the checksums right first, so that the checks behind them are reached; bit 1, a manifest
- * instead of a segment; bit 2, take only the contents of sections from it and all else from a good segment,
- * so that most inputs open. Whatever opens is used in every way there is: wrong answers are allowed, reads
- * outside the file are not. */
+/* fuzz_segment.c - segments, manifests and deletion vectors as untrusted bytes. The first byte of an input
+ * says what the rest is: bit 0, make the checksums right first, so that the checks behind them are reached;
+ * bit 1, a manifest instead of a segment; bit 2, take only the contents of sections from it and all else from
+ * a good segment, so that most inputs open; bit 3, a deletion vector instead, which a good manifest lists
+ * (with bit 2: only its bitmap is taken). Whatever opens is used in every way there is: wrong answers are
+ * allowed, reads outside the file are not. */
 #include "search.h"
 #include "segment_format.h"
 
@@ -16,6 +17,7 @@
 #define FIX_CHECKSUMS 1
 #define IS_MANIFEST 2
 #define KEEP_LAYOUT 4
+#define IS_VECTOR 8
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number);
@@ -38,7 +40,7 @@ static void write_file(const char *name, const uint8_t *data, size_t size) {
 }
 
 static void remove_files(void) {
-    const char *names[] = {"0", "1", "x", BW_MANIFEST_NAME};
+    const char *names[] = {"0", "1", "x", "v", "0.deleted", BW_MANIFEST_NAME};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         char path[128];
         snprintf(path, sizeof path, "%s/%s", folder, names[i]);
@@ -47,7 +49,7 @@ static void remove_files(void) {
     rmdir(folder);
 }
 
-/* Two good segments, which manifests list. */
+/* Two good segments, which manifests list, and a good deletion vector. */
 static void prepare(void) {
     static bool done;
     if (done) {
@@ -79,6 +81,9 @@ static void prepare(void) {
                             .fingerprints = {"e", "h", "q", "f"}};
     if (bw_segment_write(folder, "0", &spec, NULL, NULL, NULL) != BW_OK) {
         stop("cannot write a segment");
+    }
+    if (bw_deleted_write(folder, "0.deleted", "0", ids, 100, NULL) != BW_OK) {
+        stop("cannot write a deletion vector");
     }
     spec.ids += 300;
     spec.codes += 300 * BW_DIMS;
@@ -154,7 +159,7 @@ static void use_index(const bw_index *index) {
     size_t drawn = 0;
     bw_error error;
     bw_index_validate(index, &error);
-    uint64_t n = index->info.rows < ROWS ? index->info.rows : ROWS;
+    uint64_t held = index->info.rows + index->info.deleted, n = held < ROWS ? held : ROWS;
     if (bw_index_rows(index, 0, n, ids, codes, fine, &error) != BW_OK) {
         bw_index_rows(index, 0, n, ids, codes, NULL, &error);
     }
@@ -167,14 +172,37 @@ static void use_index(const bw_index *index) {
 
 /* One segment twice, as an index: drawing must hold its bounds even where ids come in no order. */
 static void use_segment(bw_segment *segment) {
+    static uint64_t few[BW_BLOCK_ROWS * 4], many[BW_BLOCK_ROWS * 4]; /* bits */
     bw_segment *segments[] = {segment, segment};
     uint64_t first_rows[] = {0, segment->rows, 2 * segment->rows};
     uint64_t first_blocks[] = {0, segment->blocks, 2 * (uint64_t)segment->blocks};
+    bw_dead dead[2] = {{0}};
     bw_index index = {
         .info = {.rows = 2 * segment->rows, .segments = 2, .fingerprints = segment->fingerprints},
         .segments = segments,
+        .dead = dead,
         .first_rows = first_rows,
         .first_blocks = first_blocks};
+    use_index(&index);
+    if (segment->rows > sizeof few * 8) {
+        return;
+    }
+    memset(few, 0, sizeof few);
+    memset(many, 0, sizeof many);
+    for (uint64_t r = 0; r < segment->rows; r++) { /* few are found by their ids, many by their ranks */
+        few[r / 64] |= (uint64_t)(r % 100 == 7) << r % 64;
+        many[r / 64] |= (uint64_t)(r % 3 > 0) << r % 64;
+    }
+    for (int i = 0; i < 2; i++) {
+        const uint64_t *bits = i == 0 ? few : many;
+        uint64_t rows = 0;
+        for (size_t w = 0; w < sizeof few / sizeof *few; w++) {
+            rows += (uint64_t)__builtin_popcountll(bits[w]);
+        }
+        dead[i] = rows > 0 ? (bw_dead){bits, rows} : (bw_dead){0};
+        index.info.rows -= rows;
+        index.info.deleted += rows;
+    }
     use_index(&index);
 }
 
@@ -250,11 +278,97 @@ static uint8_t *keep_layout(const uint8_t *data, size_t size, size_t *kept) {
     return file;
 }
 
-static void fix_manifest(uint8_t *data, size_t size) {
-    if (size >= bw_manifest_bytes(0)) {
+/* Of manifests and deletion vectors. */
+static void fix_end(uint8_t *data, size_t size) {
+    if (size >= sizeof(uint32_t)) {
         uint32_t checksum = bw_crc32c(0, data, size - sizeof checksum);
         memcpy(data + size - sizeof checksum, &checksum, sizeof checksum);
     }
+}
+
+static size_t read_seed(const char *name, uint8_t flags, uint8_t *buffer, size_t capacity) {
+    char path[128];
+    snprintf(path, sizeof path, "%s/%s", folder, name);
+    FILE *file = fopen(path, "rb");
+    if (file == NULL) {
+        stop("cannot read a seed");
+    }
+    buffer[0] = flags;
+    size_t size = 1 + fread(buffer + 1, 1, capacity - 1, file);
+    fclose(file);
+    return size;
+}
+
+/* A manifest that lists this file, whatever is in it, as the deletion vector "v" of segment 0. */
+static void list_vector(const uint8_t *file, size_t size) {
+    static union {
+        bw_manifest_header header;
+        uint8_t bytes[4096];
+    } manifest;
+    static size_t bytes;
+    if (bytes == 0) {
+        const char *names[] = {"0", "1"}, *deleted[] = {"0.deleted", NULL};
+        const bw_fingerprints fingerprints = {"e", "h", "q", "f"};
+        const uint8_t uuid[16] = {0};
+        if (bw_manifest_write(folder, uuid, 1, names, deleted, 2, &fingerprints, NULL) != BW_OK) {
+            stop("cannot write a manifest");
+        }
+        bytes = read_seed(BW_MANIFEST_NAME, 0, manifest.bytes, sizeof manifest) - 1;
+        memmove(manifest.bytes, manifest.bytes + 1, bytes); /* its flags come first */
+    }
+    bw_manifest_entry *entry = (bw_manifest_entry *)(&manifest.header + 1);
+    bw_deleted_header header = {.deleted = 1};
+    memcpy(&header, file, size < sizeof header ? size : sizeof header);
+    memset(entry->deleted_name, 0, sizeof entry->deleted_name);
+    entry->deleted_name[0] = 'v';
+    entry->deleted = header.deleted;
+    if (size >= sizeof(uint32_t)) {
+        memcpy(&entry->deleted_checksum, file + size - sizeof(uint32_t), sizeof(uint32_t));
+    }
+    fix_end(manifest.bytes, bytes);
+    write_file(BW_MANIFEST_NAME, manifest.bytes, bytes);
+}
+
+static void use_vector(uint8_t *file, size_t size, uint8_t flags) {
+    size_t bytes = bw_deleted_bytes(300), first = sizeof(bw_deleted_header), end = bytes - sizeof(uint32_t);
+    uint8_t *kept = malloc(bytes);
+    if (kept == NULL) {
+        stop("out of memory");
+    }
+    if ((flags & KEEP_LAYOUT) != 0) { /* any bits of rows that there are */
+        uint64_t rows = 0;
+        read_seed("0.deleted", 0, kept, bytes); /* its flags come first, and the last byte is cut */
+        memmove(kept, kept + 1, bytes - 1);
+        memset(kept + first, 0, end - first);
+        for (size_t r = 0; r < 300; r++) {
+            bool dead = first + r / 8 < size && (file[first + r / 8] >> r % 8 & 1) != 0;
+            kept[first + r / 8] |= (uint8_t)(dead << r % 8);
+            rows += dead;
+        }
+        memcpy(kept + offsetof(bw_deleted_header, deleted), &rows, sizeof rows);
+        file = kept;
+        size = bytes;
+    }
+    if ((flags & FIX_CHECKSUMS) != 0) {
+        fix_end(file, size);
+    }
+    write_file("v", file, size);
+    list_vector(file, size);
+    free(kept);
+    bw_index *index, *without;
+    bw_error error;
+    if (bw_index_open(folder, &index, &error) != BW_OK) {
+        return;
+    }
+    use_index(index);
+    search_index(index);
+    const int64_t ids[] = {0, 5, 10, 15, 700, 1500, -1};
+    if (bw_index_without(index, ids, sizeof ids / sizeof *ids, &without, &error) == BW_OK) {
+        use_index(without);
+        search_index(without);
+        bw_index_close(without);
+    }
+    bw_index_close(index);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -272,7 +386,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     bw_error error;
     if ((flags & IS_MANIFEST) != 0) {
         if ((flags & FIX_CHECKSUMS) != 0) {
-            fix_manifest(file, size);
+            fix_end(file, size);
         }
         write_file(BW_MANIFEST_NAME, file, size);
         bw_index *index;
@@ -281,6 +395,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
             search_index(index);
             bw_index_close(index);
         }
+    } else if ((flags & IS_VECTOR) != 0) {
+        use_vector(file, size, flags);
     } else {
         if ((flags & KEEP_LAYOUT) != 0) {
             uint8_t *kept = keep_layout(file, size, &size);
@@ -305,19 +421,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return 0;
 }
 
-static size_t read_seed(const char *name, uint8_t flags, uint8_t *buffer, size_t capacity) {
-    char path[128];
-    snprintf(path, sizeof path, "%s/%s", folder, name);
-    FILE *file = fopen(path, "rb");
-    if (file == NULL) {
-        stop("cannot read a seed");
-    }
-    buffer[0] = flags;
-    size_t size = 1 + fread(buffer + 1, 1, capacity - 1, file);
-    fclose(file);
-    return size;
-}
-
 size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
     const char *names[] = {"0", "1"};
     prepare();
@@ -330,7 +433,9 @@ size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
     if (number < 12) {
         bw_fingerprints fingerprints = {"e", "h", "q", "f"};
         const uint8_t uuid[16] = {0};
-        if (bw_manifest_write(folder, uuid, 1, names, number - 9, &fingerprints, NULL) != BW_OK) {
+        const char *deleted[] = {"0.deleted", NULL};
+        if (bw_manifest_write(folder, uuid, 1, names, number == 10 ? NULL : deleted, number - 9,
+                              &fingerprints, NULL) != BW_OK) {
             stop("cannot write a manifest");
         }
         return read_seed(BW_MANIFEST_NAME, IS_MANIFEST | FIX_CHECKSUMS, buffer, capacity);
@@ -349,6 +454,10 @@ size_t fuzz_seed(uint8_t *buffer, size_t capacity, unsigned number) {
             }
         }
         return size;
+    }
+    if (number < 16) {
+        const uint8_t flags[] = {0, FIX_CHECKSUMS, FIX_CHECKSUMS | KEEP_LAYOUT};
+        return read_seed("0.deleted", IS_VECTOR | flags[number - 13], buffer, capacity);
     }
     return 0;
 }

@@ -109,11 +109,20 @@ typedef struct bw_segment_spec {
 int32_t bw_segment_write(const char *folder, const char *name, const bw_segment_spec *spec,
                          bw_progress progress, void *context, bw_error *error);
 
-/* Lists the segments that make up the index from now on, atomically. Every one must exist in the folder, open
- * cleanly, and carry this uuid and the same fingerprints. No segments is a valid, empty index. */
+/* Writes the deletion vector folder/name (by custom `<generation>-<number>.deleted`) of the segment file
+ * folder/segment: under a temporary name, synced, renamed. It says which of the segment's rows are dead:
+ * those with these n >= 1 ids, in any order, all of them and no others; an id that is not in the segment is
+ * BW_INVALID. The segment stays as it is, and the vector takes effect when a manifest lists it. */
+int32_t bw_deleted_write(const char *folder, const char *name, const char *segment, const int64_t *ids,
+                         size_t n, bw_error *error);
+
+/* Lists the segments that make up the index from now on, atomically, each with the deletion vector that is to
+ * hold for it: `deleted` has as many entries as `names`, NULL or "" where a segment has none; NULL: none has.
+ * Every file must exist in the folder and open cleanly, a segment must carry this uuid and the same
+ * fingerprints, and a deletion vector must be its segment's. No segments is a valid, empty index. */
 int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t generation,
-                          const char *const *names, uint32_t segments, const bw_fingerprints *fingerprints,
-                          bw_error *error);
+                          const char *const *names, const char *const *deleted, uint32_t segments,
+                          const bw_fingerprints *fingerprints, bw_error *error);
 
 /* ---- an open index
  * ------------------------------------------------------------------------------------------- */
@@ -121,17 +130,22 @@ int32_t bw_manifest_write(const char *folder, const uint8_t *uuid, uint64_t gene
 typedef struct bw_index bw_index;
 
 typedef struct bw_index_info {
-    uint64_t rows;
-    uint64_t bytes; /* all segment files */
+    uint64_t rows;    /* that are alive */
+    uint64_t deleted; /* dead ones that segments still hold: no answer has them */
+    uint64_t bytes;   /* all segment files */
     uint64_t generation;
     uint32_t segments;
+    uint32_t checksum; /* the manifest's: no two indexes of a generation share it, but by a chance in 2^32 */
     uint8_t uuid[16];
     bw_fingerprints fingerprints;
 } bw_index_info;
 
 typedef struct bw_segment_info {
     char name[48];
-    uint64_t rows;
+    char deletions[48]; /* its deletion vector; empty: it has none, or not one of this name alone, as in what
+                           bw_index_without makes */
+    uint64_t rows;      /* of the file, */
+    uint64_t deleted;   /* and so many of them are dead */
     uint64_t blocks;
     uint64_t bytes;
     uint64_t generation;
@@ -147,11 +161,23 @@ typedef struct bw_segment_info {
 int32_t bw_index_open(const char *folder, bw_index **index, bw_error *error);
 void bw_index_close(bw_index *index);
 
+/* The same segments with these n ids (any order; those that the index lacks are passed over) dead as well.
+ * Every function answers as if dead rows did not exist: searches, counts and exact neighbours as an index
+ * made anew without them would. It costs a look-up an id, and a bit for each row of the segments that hold
+ * any of them. *without is owned: bw_index_close; `index` may be closed before it. */
+int32_t bw_index_without(const bw_index *index, const int64_t *ids, size_t n, bw_index **without,
+                         bw_error *error);
+
+/* Writes the deletion vector folder/name of a segment, by its place in the index: the rows that are dead in
+ * this index, by the vector that its manifest lists and by bw_index_without. BW_INVALID where none is. */
+int32_t bw_index_write_deleted(const bw_index *index, uint32_t segment, const char *folder, const char *name,
+                               bw_error *error);
+
 int32_t bw_index_describe(const bw_index *index, bw_index_info *info);
 int32_t bw_index_segment(const bw_index *index, uint32_t segment, bw_segment_info *info, bw_error *error);
 
-/* Deep check, O(rows): checksums again, all that is made from the codes against these, ids sorted and unique
- * across segments.
+/* Deep check, O(rows): checksums again, all that is made from the codes against these, ids sorted, and those
+ * of live rows unique across segments.
  * BW_CORRUPT with the reason for the first contradiction. */
 int32_t bw_index_validate(const bw_index *index, bw_error *error);
 
@@ -164,14 +190,15 @@ int32_t bw_index_codes(const bw_index *index, const int64_t *ids, size_t n, uint
 int32_t bw_index_fine(const bw_index *index, const int64_t *ids, size_t n, uint8_t *fine, uint8_t *found,
                       bw_error *error);
 
-/* Rows [first, first + n) in index order. codes and fine (n * 128) may be NULL; fine must be where the index
- * has no fine codes (BW_INVALID). */
+/* Rows [first, first + n) in index order, out of info.rows + info.deleted: dead ones have a place here too,
+ * and the id -1. codes and fine (n * 128) may be NULL; fine must be where the index has no fine codes
+ * (BW_INVALID). */
 int32_t bw_index_rows(const bw_index *index, uint64_t first, uint64_t n, int64_t *ids, uint8_t *codes,
                       uint8_t *fine, bw_error *error);
 
 /* Draws min(n, rows left) distinct random ids that are not in `exclude` (sorted ascending, may be NULL with
- * 0). The draw depends on the seed and on the set of ids alone, not on segments or row order. ids receives
- * them in ascending order, *drawn their number. */
+ * 0). The draw depends on the seed and on the set of live ids alone, not on segments or row order. ids
+ * receives them in ascending order, *drawn their number. */
 int32_t bw_index_draw(const bw_index *index, uint64_t seed, size_t n, const int64_t *exclude, size_t excluded,
                       int64_t *ids, size_t *drawn, bw_error *error);
 
@@ -293,7 +320,8 @@ typedef struct bw_knn_options {
     uint32_t k;             /* 1 .. BW_MAX_K */
     uint32_t threads;       /* 0: one a core; queries are shared out among them */
     double recall;          /* 1: exact, proven by bounds. Less, but above 0: at least this share of the true
-                               neighbours on average, by what the segments measured when they were built */
+                               neighbours on average, by what the segments measured when they were built;
+                               they spend more where rows are dead */
     const bw_model *within; /* only rows that this model matches; NULL: all */
     const int64_t
         *ids; /* only these ids (any order; those that the index lacks are passed over); NULL: all */
@@ -365,6 +393,13 @@ typedef struct bw_train_options {
     const uint8_t *query_fine; /* 128: its fine code, with rerank; may be NULL where there are positives */
     const volatile int32_t *cancel; /* looked at between boxes and regressions; non-zero stops the work with
                                        BW_CANCELLED; may be NULL */
+    /* bw_train: rows whose codes the caller gives, because the index lacks them or has them with other codes:
+     * labels are looked for here first. In any order, no id twice; those that are no labels are passed over.
+     */
+    const int64_t *given_ids;   /* n_given; may be NULL with 0, */
+    const uint8_t *given_codes; /* as may n_given * 32, */
+    const uint8_t *given_fine;  /* and n_given * 128; read with rerank alone */
+    size_t n_given;
 } bw_train_options;
 
 typedef struct bw_train_stats {
@@ -388,10 +423,11 @@ typedef struct bw_train_stats {
 } bw_train_stats;
 
 /* Trains on labelled ids of the index. What they are told from are further rows: for branch and ensemble
- * drawn by bw_index_draw, the same whatever the segments; for cover from the samples that segments carry. The
- * same labels (as sets), options and index give the same model on every machine. Errors: neither positives
- * nor a query, an id both positive and negative, an id that is not in the index, options out of range, rerank
- * where the index has no fine codes. *model is owned: bw_model_free. stats may be NULL. */
+ * drawn by bw_index_draw, the same whatever the segments; for cover the live rows of the samples that
+ * segments carry. The same labels (as sets), options and index give the same model on every machine. Errors:
+ * neither positives nor a query, an id both positive and negative, an id that is neither given nor in the
+ * index, options out of range, rerank where the index has no fine codes. *model is owned: bw_model_free.
+ * stats may be NULL. */
 int32_t bw_train(const bw_index *index, const int64_t *positives, size_t n_positives,
                  const int64_t *negatives, size_t n_negatives, const bw_train_options *options,
                  bw_model **model, bw_train_stats *stats, bw_error *error);
@@ -407,7 +443,7 @@ typedef struct bw_labels {
     const char *fine_quantizer;
 } bw_labels;
 
-/* The same from codes; options->random_negatives is not used. */
+/* The same from codes; random_negatives and the given rows of the options are not used. */
 int32_t bw_train_codes(const bw_labels *labels, const bw_train_options *options, bw_model **model,
                        bw_train_stats *stats, bw_error *error);
 /* cffi: end */

@@ -40,12 +40,13 @@ static void check_error(int32_t code, int kind) {
     }
 }
 
-static const uint64_t first_rows = 700, second_rows = 600;
+static const uint64_t first_rows = 700, second_rows = 600, dead_rows = 300;
 
-/* From an index of one segment to one of two, and back; the step that fails is done again without faults. */
+/* From an index of one segment to one of two, in the first of which rows are dead; the step that fails is
+ * done again without faults. */
 static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
     static const bw_fingerprints prints = {.fine = "f"};
-    const char *names[] = {"1", "2"};
+    const char *names[] = {"1", "2"}, *deleted[] = {"1.deleted", NULL};
     const uint8_t uuid[16] = {0};
     long faults = 0;
     for (long countdown = 0;; countdown++) {
@@ -53,7 +54,7 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
         bw_segment_spec second = make_spec(ids + first_rows, codes + first_rows * BW_DIMS, second_rows, 2);
         test_make_folder(folder); /* a new one each time: nothing of it is in the table of open indexes */
         CHECK_STATUS(bw_segment_write(folder, "1", &first, NULL, NULL, &error), BW_OK);
-        CHECK_STATUS(bw_manifest_write(folder, uuid, 1, names, 1, &prints, &error), BW_OK);
+        CHECK_STATUS(bw_manifest_write(folder, uuid, 1, names, NULL, 1, &prints, &error), BW_OK);
         bw_index *old;
         CHECK_STATUS(bw_index_open(folder, &old, &error), BW_OK);
 
@@ -61,8 +62,10 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
         error = (bw_error){0};
         bw_fault_set(kind, countdown);
         int32_t written = bw_segment_write(folder, "2", &second, NULL, NULL, &error);
+        int32_t marked =
+            written != BW_OK ? written : bw_deleted_write(folder, "1.deleted", "1", ids, dead_rows, &error);
         int32_t listed =
-            written != BW_OK ? written : bw_manifest_write(folder, uuid, 2, names, 2, &prints, &error);
+            marked != BW_OK ? marked : bw_manifest_write(folder, uuid, 2, names, deleted, 2, &prints, &error);
         int32_t opened = listed != BW_OK ? listed : bw_index_open(folder, &index, &error);
         int64_t drawn_ids[100];
         uint8_t drawn_codes[100 * BW_DIMS];
@@ -80,6 +83,15 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
         if (read == BW_OK) {
             read = bw_index_validate(index, &error);
         }
+        bw_index *without = NULL;
+        if (read == BW_OK) {
+            read = bw_index_without(index, ids, first_rows + second_rows - 100, &without, &error);
+        }
+        if (read == BW_OK) {
+            read = bw_index_draw(without, 1, 100, NULL, 0, drawn_ids, &drawn, &error);
+            CHECK(read != BW_OK || drawn == 100);
+        }
+        bw_index_close(without);
         bw_fault_set(kind, -1);
         if (read != BW_OK) {
             check_error(read, kind);
@@ -96,10 +108,18 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
                 bw_segment_close(segment);
             }
         }
+        if (written == BW_OK && marked != BW_OK) {
+            bw_deleted *vector;
+            int32_t code = bw_deleted_open(folder, "1.deleted", &vector, &error);
+            CHECK(code == BW_MISSING || (code == BW_OK && kind == BW_FAULT_SYNC));
+            if (code == BW_OK) {
+                bw_deleted_close(vector);
+            }
+        }
         error.message[0] = '\0';
-        uint64_t rows = rows_now();
-        CHECK(rows == first_rows || (written == BW_OK && rows == first_rows + second_rows));
-        CHECK(listed != BW_OK || rows == first_rows + second_rows);
+        uint64_t rows = rows_now(), grown = first_rows + second_rows - dead_rows;
+        CHECK(rows == first_rows || (marked == BW_OK && rows == grown));
+        CHECK(listed != BW_OK || rows == grown);
         CHECK_STATUS(bw_index_validate(old, &error), BW_OK);
         CHECK_EQUAL(old->info.rows, first_rows);
         bw_index_close(old);
@@ -116,19 +136,21 @@ static void check_kind(int kind, const int64_t *ids, const uint8_t *codes) {
 /* Opening alone, at every allocation and map. */
 static void check_open(int kind, const int64_t *ids, const uint8_t *codes) {
     static const bw_fingerprints prints = {.fine = "f"};
-    const char *names[] = {"1", "2"};
+    const char *names[] = {"1", "2"}, *deleted[] = {"1.deleted", NULL};
+    const char *files[] = {"1", "2", "1.deleted"};
     const uint8_t uuid[16] = {0};
     bw_segment_spec first = make_spec(ids, codes, first_rows, 1);
     bw_segment_spec second = make_spec(ids + first_rows, codes + first_rows * BW_DIMS, second_rows, 2);
     test_make_folder(folder);
     CHECK_STATUS(bw_segment_write(folder, "1", &first, NULL, NULL, &error), BW_OK);
     CHECK_STATUS(bw_segment_write(folder, "2", &second, NULL, NULL, &error), BW_OK);
-    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, 2, &prints, &error), BW_OK);
+    CHECK_STATUS(bw_deleted_write(folder, "1.deleted", "1", ids, dead_rows, &error), BW_OK);
+    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, deleted, 2, &prints, &error), BW_OK);
     for (long countdown = 0;; countdown++) {
         /* Files that have just been touched are opened anew, not shared. */
         char path[64];
-        for (int i = 0; i < 2; i++) {
-            snprintf(path, sizeof path, "%s/%s", folder, names[i]);
+        for (int i = 0; i < 3; i++) {
+            snprintf(path, sizeof path, "%s/%s", folder, files[i]);
             CHECK(utimensat(AT_FDCWD, path, NULL, 0) == 0);
         }
         bw_index *index = NULL;
@@ -137,13 +159,13 @@ static void check_open(int kind, const int64_t *ids, const uint8_t *codes) {
         int32_t code = bw_index_open(folder, &index, &error);
         bw_fault_set(kind, -1);
         if (code == BW_OK) {
-            CHECK(countdown >= 3); /* the manifest and two segments, at least */
+            CHECK(countdown >= 4); /* the manifest, two segments and a deletion vector, at least */
             bw_index_close(index);
             break;
         }
         CHECK(index == NULL);
         check_error(code, kind);
-        CHECK_EQUAL(rows_now(), first_rows + second_rows);
+        CHECK_EQUAL(rows_now(), first_rows + second_rows - dead_rows);
     }
     test_remove_folder(folder);
 }

@@ -38,7 +38,7 @@ static void write_segment(const char *name, uint64_t seed, uint64_t n, int64_t f
 }
 
 static int32_t write_manifest(uint64_t generation, const char *const *names, uint32_t n) {
-    return bw_manifest_write(folder, uuid, generation, names, n, &fingerprints, &error);
+    return bw_manifest_write(folder, uuid, generation, names, NULL, n, &fingerprints, &error);
 }
 
 static bw_index *open_index(void) {
@@ -114,15 +114,15 @@ static void test_manifest(void) {
     CHECK_STATUS(write_manifest(2, names, BW_MAX_SEGMENTS + 1), BW_INVALID);
     bw_fingerprints other = fingerprints;
     other.quantizer[0] = 'Q';
-    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, 3, &other, &error), BW_MISMATCH);
+    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, NULL, 3, &other, &error), BW_MISMATCH);
     CHECK_MESSAGE("fingerprints");
     memset(other.quantizer, 'Q', 32);
-    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, 3, &other, &error), BW_INVALID);
-    CHECK_STATUS(
-        bw_manifest_write(folder, (const uint8_t *)"another one's id", 2, names, 3, &fingerprints, &error),
-        BW_MISMATCH);
+    CHECK_STATUS(bw_manifest_write(folder, uuid, 2, names, NULL, 3, &other, &error), BW_INVALID);
+    CHECK_STATUS(bw_manifest_write(folder, (const uint8_t *)"another one's id", 2, names, NULL, 3,
+                                   &fingerprints, &error),
+                 BW_MISMATCH);
     CHECK_MESSAGE("another collection");
-    CHECK_STATUS(bw_manifest_write("none.tmp", uuid, 2, names, 3, &fingerprints, &error), BW_MISSING);
+    CHECK_STATUS(bw_manifest_write("none.tmp", uuid, 2, names, NULL, 3, &fingerprints, &error), BW_MISSING);
 
     index = open_index();
     CHECK_EQUAL(bw_index_describe(index, &info), BW_OK);
@@ -147,23 +147,23 @@ static void test_manifest(void) {
     /* The bytes, by the numbers of FORMAT.md. */
     size_t n;
     uint8_t *file = test_read_file(folder, "MANIFEST", &n);
-    CHECK_EQUAL(n, 180 + 96 * 3);
-    CHECK(memcmp(file, "BXWMANI1\2\0\0\0\4\3\2\1", 16) == 0 && memcmp(file + 16, uuid, 16) == 0);
+    CHECK_EQUAL(n, 180 + 144 * 3);
+    CHECK(memcmp(file, "BXWMANI1\3\0\0\0\4\3\2\1", 16) == 0 && memcmp(file + 16, uuid, 16) == 0);
     CHECK(memcmp(file + 32, "\2\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0", 16) == 0);
     CHECK(memcmp(file + 48, &fingerprints, 128) == 0);
     for (size_t i = 0; i < 3; i++) {
-        const uint8_t *entry = file + 176 + 96 * i;
+        const uint8_t *entry = file + 176 + 144 * i;
         size_t segment_bytes;
         uint8_t *listed = test_read_file(folder, names[i], &segment_bytes);
         CHECK(strcmp((const char *)entry, names[i]) == 0);
         CHECK(memcmp(entry + 48, listed + 32, 24) == 0); /* rows, bytes, generation */
-        CHECK(memcmp(entry + 72, listed + 4092, 4) == 0);
+        CHECK(memcmp(entry + 80, listed + 4092, 4) == 0);
         free(listed);
     }
     bw_index_close(index);
 
     /* Damage: every byte, every length; then fields under a right checksum. */
-    uint8_t *copy = test_alloc(n + 96);
+    uint8_t *copy = test_alloc(n + 144);
     for (size_t at = 0; at < n; at++) {
         memcpy(copy, file, n);
         copy[at] ^= (uint8_t)(1u << (at % 8));
@@ -172,9 +172,9 @@ static void test_manifest(void) {
         CHECK(code == BW_CORRUPT || (code == BW_VERSION && at >= 8 && at < 12));
         CHECK_MESSAGE("boxwood repair");
     }
-    memset(copy, 0, n + 96);
+    memset(copy, 0, n + 144);
     memcpy(copy, file, n);
-    for (size_t length = 0; length < n + 96; length++) {
+    for (size_t length = 0; length < n + 144; length++) {
         if (length != n) {
             test_write_file(folder, "MANIFEST", copy, length);
             CHECK_STATUS(bw_index_open(folder, &index, &error), BW_CORRUPT);
@@ -186,8 +186,8 @@ static void test_manifest(void) {
         int32_t status;
         const char *message;
     } changes[] = {
-        {8, 4, 1, BW_VERSION, "format 1"},
-        {8, 4, 3, BW_VERSION, "format 3"},
+        {8, 4, 2, BW_VERSION, "format 2"},
+        {8, 4, 4, BW_VERSION, "format 4"},
         {12, 4, 0x04030201, BW_VERSION, "byte order"},
         {16, 1, 'X', BW_MISMATCH, "another collection"},
         {40, 4, 2, BW_CORRUPT, "2 segments"},
@@ -201,13 +201,17 @@ static void test_manifest(void) {
         {176, 1, '.', BW_CORRUPT, "entry 0"},
         {176, 1, 0, BW_CORRUPT, "entry 0"},
         {176 + 47, 1, 'x', BW_CORRUPT, "entry 0"},
-        {176 + 96 + 95, 1, 1, BW_CORRUPT, "entry 1"},
+        {176 + 144 + 143, 1, 1, BW_CORRUPT, "entry 1"},
         {176, 1, '7', BW_CORRUPT, "7-0.segment"},
-        {176 + 96 + 2, 1, '0', BW_CORRUPT, "listed twice"},
+        {176 + 144 + 2, 1, '0', BW_CORRUPT, "listed twice"},
         {176 + 48, 8, 999, BW_MISMATCH, "not the file that the manifest lists"},
         {176 + 56, 8, 4096, BW_MISMATCH, "not the file that the manifest lists"},
         {176 + 64, 8, 4, BW_MISMATCH, "not the file that the manifest lists"},
-        {176 + 72, 4, 4, BW_MISMATCH, "not the file that the manifest lists"},
+        {176 + 80, 4, 4, BW_MISMATCH, "not the file that the manifest lists"},
+        {176 + 72, 8, 1, BW_CORRUPT, "entry 0"}, /* dead rows without a deletion vector */
+        {176 + 84, 4, 1, BW_CORRUPT, "entry 0"},
+        {176 + 88, 1, '/', BW_CORRUPT, "entry 0"},
+        {176 + 88, 1, 'x', BW_CORRUPT, "lists a deletion vector that is gone"},
     };
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         memcpy(copy, file, n);
@@ -324,8 +328,8 @@ static void test_sharing(void) {
                 test_make_folder(path);
                 bw_segment_spec spec = {.rows = 1, .ids = (const int64_t[]){i}, .codes = codes};
                 CHECK_STATUS(bw_segment_write(path, "a", &spec, NULL, NULL, &error), BW_OK);
-                CHECK_STATUS(bw_manifest_write(path, spec.uuid, 1, names, 1, &spec.fingerprints, &error),
-                             BW_OK);
+                CHECK_STATUS(
+                    bw_manifest_write(path, spec.uuid, 1, names, NULL, 1, &spec.fingerprints, &error), BW_OK);
             }
             CHECK_STATUS(bw_index_open(path, &first, &error), BW_OK);
             CHECK_STATUS(bw_index_rows(first, 0, 1, ids, NULL, NULL, &error), BW_OK);

@@ -47,7 +47,7 @@ static bw_index *make_index(const char *folder) {
     bw_index *index = NULL;
     strcpy(spec.fingerprints.quantizer, "feed");
     CHECK_STATUS(bw_segment_write(folder, name, &spec, NULL, NULL, &error), BW_OK);
-    CHECK_STATUS(bw_manifest_write(folder, spec.uuid, 1, &name, 1, &spec.fingerprints, &error), BW_OK);
+    CHECK_STATUS(bw_manifest_write(folder, spec.uuid, 1, &name, NULL, 1, &spec.fingerprints, &error), BW_OK);
     CHECK_STATUS(bw_index_open(folder, &index, &error), BW_OK);
     if (!index) {
         exit(1);

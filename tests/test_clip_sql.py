@@ -314,17 +314,25 @@ def test_pictures_by_path_and_bytes(
 # --- encoders -------------------------------------------------------------------------------------
 
 
-def test_paths_are_read_only_where_sql_may_read_files(
+def test_paths_are_read_only_where_duckdb_may_read_them(
     con: Con, photos: Collection, tmp_path: Path
 ) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    path, content = str(tmp_path / "a.png"), (tmp_path / "a.png").read_bytes()
-    code = one(con, "SELECT clip_image('photos', ?)", [path])
+    (tmp_path / "open").mkdir()
+    for path in (tmp_path / "open" / "a[1]*.png", tmp_path / "b.png"):
+        Image.new("RGB", (8, 8)).save(path)
+    ours, theirs = str(tmp_path / "open" / "a[1]*.png"), str(tmp_path / "b.png")
+    code = one(con, "SELECT clip_image('photos', ?)", [theirs])
+    con.execute(f"SET allowed_directories = ['{tmp_path / 'open'}']")
     con.execute("SET enable_external_access = false")
+    assert one(con, "SELECT clip_image('photos', ?)", [ours]) == code
     for function in ("clip_image", "clip_image_fine"):
-        with pytest.raises(duckdb.Error, match="enable_external_access is off"):
-            con.execute(f"SELECT {function}('photos', ?)", [path])
+        for path in (theirs, f"{tmp_path}/open/../b.png"):
+            with pytest.raises(duckdb.Error, match="may not read"):
+                con.execute(f"SELECT {function}('photos', ?)", [path])
+    content = (tmp_path / "b.png").read_bytes()
     assert one(con, "SELECT clip_image('photos', ?)", [content]) == code
+    with pytest.raises(duckdb.Error, match="no image file"):
+        con.execute("SELECT clip_image('photos', 'https://localhost/a.png')")
 
 
 @pytest.fixture

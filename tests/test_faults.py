@@ -158,13 +158,7 @@ def fails(
             assert what in ("ask", "open"), error  # noqa: PT017
     if failed and what == "open":
         world.reopen()
-    try:
-        world.state = world.found(possible if failed else possible[1:], countdown)
-    except boxwood.IndexProblem as error:
-        # A manifest may be on disk that the database does not know of; opening mends that.
-        assert failed and what in ("compact", "repair", "recode"), error  # noqa: PT017, PT018
-        world.reopen()
-        world.state = world.found(possible, countdown)
+    world.state = world.found(possible if failed else possible[1:], countdown)
     if failed:
         world.reopen()
         world.state = world.found([world.state], countdown)

@@ -2049,6 +2049,11 @@ class Collection:
     def _writing(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
         """A cursor and the record, for a change of this collection; one at a time."""
         _refuse_transaction(self.con, what)
+        with self._alone(what) as both:
+            yield both
+
+    @contextmanager
+    def _alone(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
         with _database_errors(), self._store.lock, self.con.cursor() as cur:
             self._check_writable(cur, what)
             yield cur, self._fresh(cur)
@@ -2058,7 +2063,7 @@ class Collection:
         """The same for a change that becomes a part of the caller's transaction, if there is one:
         the cursor is then the connection itself."""
         if not catalog.in_transaction(self.con):
-            with self._writing(what) as both:
+            with self._alone(what) as both:
                 yield both
             return
         with _database_errors(), self._store.lock:

@@ -203,15 +203,7 @@ class _Instance:
         self, collections: pa.Array, paths: pa.Array, files: pa.Array, fine: pa.Array
     ) -> pa.Array:
         """``boxwood_clip_image(VARCHAR, VARCHAR, BLOB, BOOLEAN)``: the same of image files, by
-        their path or what they hold. Paths only where SQL may read files."""
-        if paths.null_count < len(paths):
-            with self.cursor() as cur:
-                row = catalog.one(cur, "SELECT current_setting('enable_external_access')")
-            if row is not None and not row[0]:
-                raise InputError(
-                    "enable_external_access is off, so clip_image takes no paths: pass what the "
-                    "file holds, a BLOB"
-                )
+        their path or what they hold."""
         asked = [
             path if file is None else file
             for path, file in zip(paths.to_pylist(), files.to_pylist(), strict=True)

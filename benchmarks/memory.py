@@ -121,7 +121,7 @@ def make(work: Path, rows: int, table: bool) -> Path:
     with boxwood.connect(database, config={"threads": 2}) as con:
         if table:
             con.execute(f"CREATE TABLE photos AS SELECT range AS id FROM range({rows})")
-        Collection.from_npy(con, "photos", folder / "codes.npy")
+        Collection.from_npy(con, "photos", folder / "codes.npy", ids=np.arange(rows))
     (folder / "codes.npy").unlink()
     (folder / "made").touch()
     return database

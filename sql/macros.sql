@@ -29,7 +29,7 @@ CREATE OR REPLACE TEMP MACRO boxwood_quoted(parts) AS
 -- The parts of a table's full name.
 CREATE OR REPLACE TEMP MACRO boxwood_parts(db, name) AS
     CASE WHEN name IS NULL THEN NULL
-         ELSE [db, current_schema()][:greatest(3 - len(string_split(name, '.')), 0)] || string_split(name, '.')
+         ELSE [db, 'main'][:greatest(3 - len(string_split(name, '.')), 0)] || string_split(name, '.')
     END;
 
 -- A query for one row, `r`: what the transaction sees of a collection that its index may not have, as the functions
@@ -38,7 +38,7 @@ CREATE OR REPLACE TEMP MACRO boxwood_parts(db, name) AS
 -- Macros cannot have tables as arguments, so they take this by query(). `metadata` is the table of whose ids alone rows
 -- count, or NULL. What stands in the query may have changed since it was made: then it is an error.
 CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id_column, has_fine) AS
-    'WITH boxwood_state AS MATERIALIZED (SELECT boxwood_since(' || boxwood_literal(path)
+    'WITH boxwood_state AS MATERIALIZED (SELECT c.generation AS latest, boxwood_since(' || boxwood_literal(path)
     || ', c.generation, i.generation, i.checksum) AS since FROM ' || boxwood_quoted([db, 'boxwood']) || '.collections c, '
     || boxwood_quoted([db, 'boxwood']) || '.indexes i WHERE c.name = ' || boxwood_literal(name) || ' AND i.collection = '
     || boxwood_literal(name) || ') SELECT {''index'': ' || boxwood_literal(path)
@@ -51,7 +51,8 @@ CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id
     || ') END FROM ' || boxwood_quoted([db, 'boxwood']) || '.collections WHERE name = ' || boxwood_literal(name)
     || '), ''quantizer'': (SELECT max(quantizer_fingerprint) FROM ' || boxwood_quoted([db, 'boxwood'])
     || '.collections WHERE name = ' || boxwood_literal(name)
-    || '), ''generation'': (SELECT max(since) FROM boxwood_state), ''ids'': list(id), ''codes'': flatten(list(['
+    || '), ''generation'': (SELECT max(since) FROM boxwood_state), ''latest'': (SELECT max(latest) FROM boxwood_state)'
+    || ', ''ids'': list(id), ''codes'': flatten(list(['
     || array_to_string(list_transform(range(32), lambda d: 'd' || lpad(d::VARCHAR, 2, '0')), ', ')
     || '])), ''fine'': ' || CASE WHEN has_fine THEN 'flatten(list(fine::UTINYINT[]))' ELSE 'NULL::UTINYINT[]' END
     || ', ''deleted'': (SELECT list(id) FROM ' || boxwood_quoted([db, 'boxwood'])
@@ -140,9 +141,9 @@ CREATE OR REPLACE TEMP MACRO train_model(
 CREATE OR REPLACE TEMP MACRO search_model(collection, model) AS TABLE
     WITH boxwood_seen AS MATERIALIZED (FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT id, votes, score FROM (
-        SELECT id, votes, score, boxwood_live_has(changed, live, id) AS has
+        SELECT id, votes, score, boxwood_live_has(changed, id) AS has
         FROM boxwood_search(boxwood_path(collection), model := model),
-             (SELECT boxwood_live_changed(r) AS changed, r.live AS live FROM boxwood_seen WHERE r.generation >= 0))
+             (SELECT boxwood_live_changed(r) AS changed FROM boxwood_seen WHERE r.generation >= 0))
     WHERE has
     UNION ALL
     SELECT unnest(boxwood_live_fresh(r, model::VARCHAR), max_depth := 2) FROM boxwood_seen;

@@ -4,6 +4,7 @@ deleted from the metadata table alone, whatever of it the index knows."""
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import uuid
 from collections.abc import Callable
@@ -421,7 +422,7 @@ def test_the_shell_answers_alike(make: Make) -> None:
 
 ROWS_VALUE = (
     "{{'index': {index}, 'uuid': '{uuid}', 'quantizer': '{quantizer}', 'generation': {generation},"
-    " 'ids': {ids}::BIGINT[],"
+    " 'latest': {latest}, 'ids': {ids}::BIGINT[],"
     " 'codes': {codes}::UTINYINT[], 'fine': {fine}::UTINYINT[], 'deleted': {deleted}::BIGINT[],"
     " 'live': {live}::BLOB}}"
 )
@@ -432,7 +433,8 @@ def test_hostile_arguments(make: Make) -> None:
     con = world.con
     model = box_model(world.rng, 1)
     count = rows(con, "FROM count_model('photos', ?)", [model])[0][0]
-    good = {"index": f"'{world.index}'", "uuid": str(UUID), "generation": 1, "quantizer": "q",
+    good = {"index": f"'{world.index}'", "uuid": str(UUID), "generation": 1, "latest": 1,
+            "quantizer": "q",
             **dict.fromkeys(("ids", "codes", "fine", "deleted", "live"), "NULL")}  # fmt: skip
 
     def asked(**other: Any) -> str:
@@ -446,10 +448,15 @@ def test_hostile_arguments(make: Make) -> None:
     assert rows(con, f"SELECT boxwood_live_count({asked(deleted=negative)}, ?, 1)", [model]) == [
         (count,)
     ]
+    bad_index = [
+        (asked(index="'/nonexistent'"), "no Boxwood index"),
+        (asked(uuid="x"), "another collection"), (asked(generation=9, latest=9), "older than the"),
+        (asked(latest=0), "run it again"), (asked(latest=-1), "run it again"),
+    ]  # fmt: skip
     bad = [
-        (asked(index="NULL"), "NULL"), (asked(index="'/nonexistent'"), "no Boxwood index"),
-        (asked(uuid="x"), "another collection"), (asked(generation="NULL"), "does not say"),
-        (asked(generation=9), "older than the rows"), (asked(ids="[5]"), "ids without codes"),
+        (asked(index="NULL"), "NULL"), (asked(generation="NULL"), "does not say"),
+        (asked(latest="NULL"), "does not say"), (asked(quantizer="q" * 32), "has 32 bytes"),
+        (asked(ids="[5]"), "ids without codes"),
         (asked(ids="[5]", codes="[1, 2]"), "32 values"),
         (asked(ids="[5, NULL]", codes="range(64)"), "NULL at place 2"),
         (asked(ids="[5]", codes="list_resize([NULL::INT], 32, 1)"), "NULL at place 1"),
@@ -467,9 +474,10 @@ def test_hostile_arguments(make: Make) -> None:
         " true)",
     ]  # fmt: skip
     for call in calls:
-        for value, message in bad:
+        for value, message in [*bad, *([] if "live_fresh" in call else bad_index)]:
             with pytest.raises(duckdb.Error, match=message):
                 rows(con, "SELECT " + call.replace("{}", value))
+    assert rows(con, f"SELECT boxwood_live_count({asked(quantizer='q' * 31)}, ?, 1)", [model])
     for model_text, message in (
         ("NULL", "NULL"), ("''", "model"), ("'{'", "model"), ("repeat('[', 100000000)", "model"),
         ("repeat('\"', 1000)", "model"),
@@ -498,6 +506,112 @@ def test_hostile_arguments(make: Make) -> None:
             rows(con, f"FROM {call}")
 
 
+@pytest.mark.parametrize("differing", ["codes", "live", "quantizer", "deleted", "latest"])
+def test_each_row_has_a_transaction_of_its_own(make: Make, differing: str) -> None:
+    """Structs of the rows of a table, alike but for one member. What is alike is constant, so it
+    lies in one place for all of them."""
+    world = make(False, False, rows=2)
+    con = world.con
+    one, two = [id for (id,) in rows(con, "SELECT id FROM boxwood.photos_codes ORDER BY id")]
+    world.generation += 1
+    fresh, other = world.next, world.next + 1
+    con.execute(
+        "CREATE TABLE asked AS SELECT i, list_resize([i], 32, i)::UTINYINT[] AS code,"
+        " list_resize([255 - i], 32, 255 - i)::UTINYINT[] AS unlike,"
+        " CASE WHEN i % 2 = 0 THEN code || unlike ELSE unlike || code END AS codes,"
+        f" (SELECT boxwood_ids(x) FROM (VALUES ({fresh})) v(x)) AS only_fresh,"
+        f" (SELECT boxwood_ids(x) FROM (VALUES ({other})) v(x)) AS only_other"
+        " FROM range(200) t(i)"
+    )
+    member = {"codes": {"codes": "codes"},
+              "live": {"live": "CASE WHEN i % 2 = 0 THEN only_fresh ELSE only_other END"},
+              "quantizer": {"quantizer": "' || CASE WHEN i = 199 THEN 'x' ELSE 'q' END || '"},
+              "deleted": {"deleted": f"[CASE WHEN i % 2 = 0 THEN {one} ELSE {two} END]"},
+              "latest": {"latest": "CASE WHEN i = 199 THEN 0 ELSE 1 END"}}[differing]  # fmt: skip
+    struct = ROWS_VALUE.format(
+        **{"index": f"'{world.index}'", "uuid": str(UUID), "generation": 1, "latest": 1,
+           "quantizer": "q", "ids": f"[{fresh}, {other}]", "fine": "NULL", "deleted": "NULL",
+           "codes": "list_resize([9], 64, 9)", "live": "NULL"} | member
+    )  # fmt: skip
+    model = json.dumps(json.loads(box_model(world.rng, 0)) | {"quantizer": "q"})
+    ask = f"SELECT i, boxwood_live_knn({struct}, code, 4, 1.0, ?) FROM asked WHERE i < ? ORDER BY i"
+    if differing in ("quantizer", "latest"):  # the last row's is wrong
+        assert len(rows(con, ask, [model, 199])) == 199
+        with pytest.raises(duckdb.Error, match=r"another quantizer|run it again"):
+            rows(con, ask, [model, 200])
+        return
+    found = rows(con, ask, [model, 200])
+    assert len(found) == 200
+    for i, neighbours in found:
+        ids = [neighbour["id"] for neighbour in neighbours]
+        if differing == "codes":
+            assert neighbours[0] == {"id": other if i % 2 else fresh, "distance": 0.0}
+            assert sorted(ids) == [one, two, fresh, other]
+        elif differing == "live":
+            assert ids == [other if i % 2 else fresh]
+        else:
+            assert sorted(ids) == [one if i % 2 else two, fresh, other]
+
+
+def test_the_index_passes_the_transaction(make: Make) -> None:
+    """It is brought up to date after the statement looked which generation it has: an error, as
+    it now may lack rows that the transaction sees, and has some that it does not."""
+    world = make(False, False)
+    con = world.con
+    model = box_model(world.rng, 0)
+    value = {"index": f"'{world.index}'", "uuid": str(UUID), "generation": 1, "latest": 1,
+             "quantizer": "q",
+             **dict.fromkeys(("ids", "codes", "fine", "deleted", "live"), "NULL")}  # fmt: skip
+    con.execute(f"CREATE TABLE seen AS SELECT {ROWS_VALUE.format(**value)} AS r")
+    asked = f"SELECT boxwood_live_count(r, '{model}', 1), boxwood_live_changed(r) FROM seen"
+    assert rows(con, asked) == [(ROWS, None)]
+    world.generation += 1
+    world.append(10)
+    world.write_index()
+    for call in (f"boxwood_live_count(r, '{model}', 1)", "boxwood_live_changed(r)"):
+        with pytest.raises(duckdb.Error, match="run it again"):
+            rows(con, f"SELECT {call} FROM seen")
+    assert rows(con, f"SELECT boxwood_live_fresh(r, '{model}') FROM seen") == [([],)]
+    assert rows(con, "FROM count_model('photos', ?)", [model]) == [(ROWS + 10,)]
+
+
+def test_what_the_index_must_not_answer_for(make: Make) -> None:
+    """NULL where that is nothing, however many rows there are; else no larger than it must be."""
+    changed = (
+        "SELECT boxwood_live_changed(r) FROM query(boxwood_of(getvariable('boxwood_rows'),"
+        " 'photos'))"
+    )
+    world = make(True, False)
+    con = world.con
+    assert rows(con, changed) == [(None,)]
+    gone = world.some(3)
+    world.delete_metadata(gone)
+    world.generation += 1
+    fresh, updated = world.append(2).tolist(), world.some(20)
+    updated = [id for id in updated if id not in gone]
+    world.update(updated)
+    deleted = [id for id in world.some(20) if id not in (*gone, *fresh, *updated)]
+    world.delete(deleted)
+    con.execute(f"CREATE TABLE left_out AS {changed.replace('(r)', '(r) AS s')}")
+    probe = f"SELECT id FROM range({world.next}) t(id), left_out WHERE NOT boxwood_live_has(s, id)"
+    assert {id for (id,) in rows(con, probe)} == {*gone, *fresh, *updated, *deleted}
+
+
+def test_errors_are_valid_text(make: Make) -> None:
+    """Whatever was cut in the middle of a character to go into them."""
+    con = make(False, False).con
+    for before in ("", "a", "ab", "abc"):
+        for character in ("\u00e9", "\u20ac", "\U0001f418"):
+            with pytest.raises(duckdb.Error, match="no learner '") as caught:
+                rows(
+                    con, "FROM refine('photos', positives := [1], learner := ?)",
+                    [before + character * 30],
+                )  # fmt: skip
+            [told] = re.findall("no learner '([^']*)'", str(caught.value))
+            assert 36 < len(told.encode()) <= 40
+            assert told == before + character * (len(told) - len(before))
+
+
 def test_a_set_of_ids(make: Make) -> None:
     con = connect()
     rng = np.random.default_rng(3)
@@ -511,14 +625,15 @@ def test_a_set_of_ids(make: Make) -> None:
         assert rows(
             con,
             "SELECT count(*) FROM probe, (SELECT boxwood_ids(id) AS s FROM given) WHERE"
-            " boxwood_live_has(NULL, s, id) <> (id IN (SELECT id FROM given)) OR"
-            " boxwood_live_has(s, NULL, id) <> (id NOT IN (SELECT id FROM given))",
+            " boxwood_live_has(s, id) <> (id NOT IN (SELECT id FROM given)) OR"
+            " NOT boxwood_live_has(NULL, id)",
         ) == [(0,)]
-    none = "SELECT boxwood_live_has(NULL, boxwood_ids(i), 3) FROM (VALUES (NULL), (-3)) t(i)"
-    assert rows(con, none) == [(False,)]
+    none = "SELECT boxwood_live_has(boxwood_ids(i), 3) FROM (VALUES (NULL), (-3)) t(i)"
+    assert rows(con, none) == [(True,)]
+    assert rows(con, "SELECT boxwood_live_has(NULL, NULL)") == [(False,)]
     grouped = rows(
         con,
-        "SELECT bool_and(boxwood_live_has(NULL, s, g) AND NOT boxwood_live_has(NULL, s, g + 1))"
+        "SELECT bool_and(boxwood_live_has(s, g + 1) AND NOT boxwood_live_has(s, g))"
         " FROM (SELECT i % 100 AS g, boxwood_ids(i) AS s FROM range(100000) r(i) GROUP BY g)",
     )
     assert grouped == [(True,)]

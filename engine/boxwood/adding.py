@@ -23,7 +23,7 @@ import pyarrow.csv
 from numpy.typing import NDArray
 
 from boxwood import catalog
-from boxwood.catalog import quoted, table_name
+from boxwood.catalog import quoted
 from boxwood.encode import Encoder
 from boxwood.encode.decode import TIMEOUT, Broken, Decoded, Decoder, Item
 from boxwood.encode.sources import Sources, columns
@@ -221,7 +221,7 @@ class Adding:
                 return np.empty(0, np.uint64)
             table = cur.sql(
                 "SELECT TRY_CAST('0x' || hash[:16] AS UBIGINT) AS hash "
-                f"FROM {table_name(record.table or '')} WHERE length(hash) = 32 ORDER BY 1"
+                f"FROM {record.metadata} WHERE length(hash) = 32 ORDER BY 1"
             ).to_arrow_table()
         found: NDArray[np.uint64] = table["hash"].drop_null().to_numpy()
         return found
@@ -248,7 +248,7 @@ class Adding:
             with catalog.registered(cur, "boxwood_hashes", listed):
                 rows = cur.execute(
                     f"SELECT m.hash, min_by(m.uri, c.id), min(c.id) FROM "
-                    f"{table_name(record.table)} m JOIN boxwood_hashes n ON n.hash = m.hash "
+                    f"{record.metadata} m JOIN boxwood_hashes n ON n.hash = m.hash "
                     f"JOIN {record.codes} c ON c.id = m.{quoted(record.id_column)} GROUP BY m.hash"
                 ).fetchall()
         return found | {digest: (uri, number) for digest, uri, number in rows}
@@ -362,7 +362,7 @@ def metadata_columns(cur: duckdb.DuckDBPyConnection, record: catalog.Record) -> 
     """The columns of the metadata table, with their types."""
     if record.table is None:
         return {}
-    rows = cur.execute(f"DESCRIBE FROM {table_name(record.table)}").fetchall()
+    rows = cur.execute(f"DESCRIBE FROM {record.metadata}").fetchall()
     return {row[0]: row[1] for row in rows}
 
 
@@ -383,7 +383,7 @@ def rows_of_uris(
     with catalog.registered(cur, "boxwood_uris", listed):
         rows = cur.execute(
             f"SELECT m.uri, m.{quoted(record.id_column)}, c.id IS NOT NULL AS coded "
-            f"FROM {table_name(record.table)} m "
+            f"FROM {record.metadata} m "
             f"LEFT JOIN {record.codes} c ON c.id = m.{quoted(record.id_column)} "
             "WHERE m.uri IN (SELECT uri FROM boxwood_uris) "
             f"AND m.{quoted(record.id_column)} IS NOT NULL ORDER BY coded"
@@ -427,7 +427,7 @@ def fitting(
         elif name not in _OWN.names and (wider := _wider(there, kind)) != there:
             change = f"ALTER COLUMN {quoted(name)} TYPE {wider}"
         if change is not None:
-            cur.execute(f"ALTER TABLE {table_name(record.table)} {change}")
+            cur.execute(f"ALTER TABLE {record.metadata} {change}")
     return rows, "hash" in rows.column_names
 
 

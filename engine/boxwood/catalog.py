@@ -67,6 +67,19 @@ def table_name(name: str) -> str:
     return ".".join(quoted(part) for part in name.split("."))
 
 
+def _full_name(database: str, name: str) -> str:
+    parts = name.split(".")
+    missing = [database, "main"][: max(0, 3 - len(parts))]
+    return ".".join(map(quoted, [*missing, *parts]))
+
+
+def full_name(cur: duckdb.DuckDBPyConnection, name: str) -> str:
+    """The table ``table``, ``schema.table`` or ``database.schema.table`` as SQL, in full."""
+    row = one(cur, "SELECT current_database()")
+    assert row is not None
+    return _full_name(row[0], name)
+
+
 def check_name(name: object) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise InputError(
@@ -260,6 +273,21 @@ class Record:
     """A generation that the index on disk has at least, and"""
     checksum: int = 0
     """the checksum of the manifest of that generation; 0: unknown."""
+    database: str = ""
+
+    @property
+    def place(self) -> str:
+        """The metadata table as ``database.schema.table``."""
+        assert self.table is not None
+        parts = self.table.split(".")
+        return ".".join([*[self.database, "main"][: max(0, 3 - len(parts))], *parts])
+
+    @property
+    def metadata(self) -> str:
+        """The metadata table, which there must be, as SQL. In full, as a temporary table of that
+        name, or another schema in use, would come first: without a schema it is that of main."""
+        assert self.table is not None
+        return _full_name(self.database, self.table)
 
     @property
     def codes(self) -> str:
@@ -325,9 +353,9 @@ def table_exists(cur: duckdb.DuckDBPyConnection, name: str) -> bool:
 
 
 _RECORDS = (
-    f"SELECT {_FIELDS}, coalesce(indexed, 0), coalesce(checksum, 0) FROM boxwood.collections "
-    "LEFT JOIN (SELECT collection AS name, generation AS indexed, checksum FROM boxwood.indexes) "
-    "USING (name)"
+    f"SELECT {_FIELDS}, coalesce(indexed, 0), coalesce(checksum, 0), current_database() "
+    "FROM boxwood.collections LEFT JOIN (SELECT collection AS name, generation AS indexed, "
+    "checksum FROM boxwood.indexes) USING (name)"
 )
 
 
@@ -360,7 +388,8 @@ def record(cur: duckdb.DuckDBPyConnection, name: str, opened: bool = False) -> R
             row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
             indexed = one(
                 cur,
-                "SELECT generation, checksum FROM boxwood.indexes WHERE collection = ?",
+                "SELECT max(generation), max(checksum), current_database() FROM boxwood.indexes "
+                "WHERE collection = ?",
                 [name],
             )
     if row is None:
@@ -376,7 +405,9 @@ def record(cur: duckdb.DuckDBPyConnection, name: str, opened: bool = False) -> R
             )
         )
         raise InputError(f"the database has no collection {name!r}; {hint}")
-    return Record(row[0], uuids.UUID(row[1]), *row[2:], *(indexed or ()))
+    assert indexed is not None
+    known = Record(row[0], uuids.UUID(row[1]), *row[2:])
+    return replace(known, indexed=indexed[0] or 0, checksum=indexed[1] or 0, database=indexed[2])
 
 
 def records(cur: duckdb.DuckDBPyConnection) -> list[Record]:
@@ -526,7 +557,7 @@ def remove(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
     cur.execute(f"DROP TABLE {of.codes}")
     cur.execute(f"DROP TABLE IF EXISTS {of.embeddings}")
     if of.table is not None and of.owns_table:
-        cur.execute(f"DROP TABLE IF EXISTS {table_name(of.table)}")
+        cur.execute(f"DROP TABLE IF EXISTS {of.metadata}")
 
 
 # --- heads, quantizers, encoders ------------------------------------------------------------------

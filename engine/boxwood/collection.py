@@ -385,7 +385,9 @@ class Collection:
                     raise
                 self._bring_up(cur, anew=True)
             else:
-                if rows.pending(cur, record) and not where.read_only:
+                if not where.read_only and (
+                    rows.pending(cur, record) or rows.many_orphans(cur, record)
+                ):
                     self._bring_up(cur)
         except IndexProblem as error:
             if not repair:
@@ -431,8 +433,10 @@ class Collection:
     @staticmethod
     def describe(con: duckdb.DuckDBPyConnection) -> builtins.list[dict[str, Any]]:
         """What every collection of a database is and what it takes; all plain values. No index is
-        opened for good or mended; ``state`` says what it is to the rows: 'current', 'stale',
-        'missing', 'corrupt' or 'foreign'."""
+        opened for good or mended; ``state`` says what it is to the rows: 'current'; 'behind', where
+        changes wait to be taken in and are answered from the database; 'stale', 'missing',
+        'corrupt' or 'foreign', which need a repair; and 'no table' where the metadata table is not
+        there, without which there are no images."""
         with _database_errors(), con.cursor() as cur:
             where = catalog.database(cur)
             return [_description(cur, where, record) for record in catalog.records(cur)]
@@ -706,8 +710,8 @@ class Collection:
             with _transaction(cur):
                 record = catalog.raise_generation(cur, record)
                 if metadata is not None:
-                    cur.execute(f"CREATE TABLE {table_name(self.name)} AS {metadata}")
                     record = self._adopt_table(cur, record)
+                    cur.execute(f"CREATE TABLE {record.metadata} AS {metadata}")
                 if not record.quantizer and sample is not None:
                     embeddings = sample()
                     if embeddings is not None:
@@ -782,6 +786,10 @@ class Collection:
             says of the collection that they come from. A collection takes codes of one fingerprint
             alone, or, if its first ready codes came without, codes without. Embeddings make codes
             of a fingerprint.
+
+        Within a transaction that is open on the connection this is a part of it; until that ends,
+        searches by this collection see it too. Like any statement on the connection, a change ends
+        what is still being read from it, as by fetchmany(): read from a cursor of its own.
         """
         fingerprint = self._check_given(embeddings, codes, fine, encoder, fingerprint)
         return self._append(
@@ -887,6 +895,8 @@ class Collection:
             left = numbers if anew else numbers[:0]
             if not anew and not refused:
                 left = self._refuse_known(cur, record, numbers)
+            if details is None and record.table is not None and not record.owns_table:
+                self._need_metadata(cur, record, numbers)
             with self._diagnosed(cur, record, numbers), self._committing(cur, count):
                 now = catalog.raise_generation(cur, record)
                 if chosen is not None:
@@ -926,7 +936,7 @@ class Collection:
         if record.table is not None and record.owns_table:
             with catalog.registered(cur, "boxwood_gone", pa.table({"id": ids})):
                 cur.execute(
-                    f"DELETE FROM {table_name(record.table)} WHERE "
+                    f"DELETE FROM {record.metadata} WHERE "
                     f"{quoted(record.id_column)} IN (SELECT id FROM boxwood_gone)"
                 )
         return record
@@ -963,13 +973,10 @@ class Collection:
             rows.remove(cur, record, left)
         if details is not None:
             record = self._insert_metadata(cur, record, details)
+        elif record.table is not None and not record.owns_table:
+            self._need_metadata(cur, record, new.ids)
         elif record.table is not None:
             lacking = rows.without_metadata(cur, record, new.ids)
-            if len(lacking) and not record.owns_table:
-                raise InputError(
-                    f"the collection's table {record.table!r} has no row of {len(lacking):,} of "
-                    f"the ids, for example {lacking[0]}: insert them there first, or pass metadata"
-                )
             if len(lacking):
                 key = pa.table({record.id_column: lacking})
                 record = self._insert_metadata(cur, record, key)
@@ -1027,10 +1034,11 @@ class Collection:
         """Bring the index up to date with rows that are committed."""
         try:
             index()
-        except (IndexProblem, StorageError, OutOfMemory) as error:
+        except (IndexProblem, StorageError, OutOfMemory, duckdb.Error) as error:
             with suppress(Error, duckdb.Error):  # this error is the one to tell
                 name_indexes(self.con)
-            raise type(error)(
+            kind = StorageError if isinstance(error, duckdb.Error) else type(error)
+            raise kind(
                 f"the {rows:,} rows are safe in the database, but the index could not be "
                 f"brought up to date: {error}. refresh() tries again, and so does opening the "
                 "collection"
@@ -1040,6 +1048,15 @@ class Collection:
         return InputError(
             f"the collection {self.name!r} holds ready codes, so it cannot take embeddings"
         )
+
+    def _need_metadata(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
+        """Refuse ids that the user's table of metadata lacks."""
+        lacking = rows.without_metadata(cur, record, ids)
+        if len(lacking):
+            raise InputError(
+                f"the collection's table {record.table!r} has no row of {len(lacking):,} of the "
+                f"ids, for example {lacking[0]}: insert them there first, or pass metadata"
+            )
 
     @contextmanager
     def _diagnosed(
@@ -1078,7 +1095,7 @@ class Collection:
             )
 
     def _adopt_table(self, cur: duckdb.DuckDBPyConnection, record: Record) -> Record:
-        """Note that Boxwood has made the metadata table; within the caller's transaction."""
+        """Note that Boxwood makes the metadata table; within the caller's transaction."""
         cur.execute(
             "UPDATE boxwood.collections SET table_name = ?, owns_table = true WHERE name = ?",
             [self.name, self.name],
@@ -1095,13 +1112,16 @@ class Collection:
                     f"{quoted(column)} {kind}{' PRIMARY KEY' if n == 0 else ''}"
                     for n, (column, kind, *_) in enumerate(made)  # the ids come first
                 )
-                cur.execute(f"CREATE TABLE {table_name(self.name)} ({columns})")
                 record = self._adopt_table(cur, record)
+                cur.execute(f"CREATE TABLE {record.metadata} ({columns})")
+                # From here on an image is there if it has a row in this table.
+                cur.execute(
+                    f"INSERT INTO {record.metadata} ({quoted(record.id_column)}) "
+                    f"SELECT id FROM {record.codes}"
+                )
             assert record.table is not None
             try:
-                cur.execute(
-                    f"INSERT INTO {table_name(record.table)} BY NAME SELECT * FROM boxwood_new_rows"
-                )
+                cur.execute(f"INSERT INTO {record.metadata} BY NAME SELECT * FROM boxwood_new_rows")
             except (duckdb.BinderException, duckdb.CatalogException, duckdb.ConstraintException,
                     duckdb.ConversionException) as error:  # fmt: skip
                 raise InputError(
@@ -1266,7 +1286,7 @@ class Collection:
             if record.table is not None:
                 query = (
                     f"SELECT greatest(({query}), (SELECT max({quoted(record.id_column)}) "
-                    f"FROM {table_name(record.table)}))"
+                    f"FROM {record.metadata}))"
                 )
             row = catalog.one(cur, query)
         first = 0 if row is None or row[0] is None else max(0, int(row[0]) + 1)
@@ -2000,6 +2020,7 @@ class Collection:
             if _joined(self.con):
                 yield self._see(self.con, committed=False)
                 return
+            self._catch_up()
             for last in (False, False, True):
                 with self.con.cursor() as cur, catalog.snapshot(cur):
                     try:
@@ -2016,6 +2037,17 @@ class Collection:
                 # Another thread may have written an index since the snapshot, or be about to.
                 with self._store.lock:
                     pass
+
+    def _catch_up(self) -> None:
+        """Let the index take in what transactions of the caller's have left, if that is much."""
+        if not self._store.due():
+            return
+        with self._store.lock, self.con.cursor() as cur:
+            try:
+                if self._store.due() and not catalog.database(cur).read_only:
+                    self._bring_up(cur)
+            except (Error, duckdb.Error):  # searches do without; tried again after more changes
+                self._store.pending = 0
 
     def _see(self, cur: duckdb.DuckDBPyConnection, committed: bool = True) -> View:
         record = self._fresh(cur)
@@ -2081,7 +2113,15 @@ class Collection:
         enough of them; or the caller's transaction."""
         if cur is self.con:
             _join(cur)
-            yield
+            self._store.pending += count
+            try:
+                yield
+            except BaseException:
+                # All or nothing: what is half done must not be committed. A failed statement ends
+                # a transaction for good, and this one always fails.
+                with suppress(duckdb.Error):
+                    cur.execute("BEGIN")
+                raise
             return
         with _interrupts_deferred():
             with _transaction(cur):
@@ -2099,9 +2139,12 @@ class Collection:
     ) -> None:
         """Let the index take in what is committed; with `anew` make it one segment, of a generation
         of its own."""
+        record = self._fresh(cur)
+        if rows.many_orphans(cur, record):
+            self._forget(cur, record)
         if anew:
             with _transaction(cur):
-                catalog.raise_generation(cur, self._fresh(cur))
+                catalog.raise_generation(cur, record)
         with catalog.snapshot(cur):
             record = self._fresh(cur)
             draft = (
@@ -2134,7 +2177,8 @@ class Collection:
 def _description(
     cur: duckdb.DuckDBPyConnection, where: catalog.Database, record: Record
 ) -> dict[str, Any]:
-    live = rows.live_count(cur, record)
+    lost = record.table is not None and not catalog.table_exists(cur, record.place)
+    live = 0 if lost else rows.live_count(cur, record)
     head = catalog.one(cur, "SELECT kind FROM boxwood.heads WHERE fingerprint = ?", [record.head])
     path = record.index_path(where)
     state, index = inspect(path, record)
@@ -2160,7 +2204,7 @@ def _description(
         "keep_embeddings": record.keep_embeddings,
         "uuid": str(record.uuid),
         "index": str(path),
-        "state": state,
+        "state": "no table" if lost else state,
     }
 
 
@@ -2427,8 +2471,8 @@ def _metadata_table(
         if table is not None:
             raise InputError(f"there is no table {table!r}")
         return None
-    columns = {row[0]: row[1] for row in
-               cur.execute(f"DESCRIBE FROM {table_name(chosen)}").fetchall()}  # fmt: skip
+    described = cur.execute(f"DESCRIBE FROM {catalog.full_name(cur, chosen)}").fetchall()
+    columns = {row[0]: row[1] for row in described}
     if id_column not in columns:
         raise InputError(
             f"the table {chosen!r} has no column {id_column!r} of ids; it has "
@@ -2669,8 +2713,8 @@ def _database_errors() -> Iterator[None]:
         ) from error
     except (duckdb.BinderException, duckdb.CatalogException) as error:
         raise InputError(
-            f"a table or column that the collection needs is not there: {_first_line(error)}. Was "
-            "it changed by other means than Boxwood's? Then drop the collection, and create it anew"
+            f"a table or column that the collection needs is not there: {_first_line(error)}. If "
+            "it was renamed or dropped, put it back: the codes are kept as long"
         ) from error
     except duckdb.ConstraintException as error:
         raise InputError(f"the database refused the rows: {_first_line(error)}") from error

@@ -17,16 +17,17 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from boxwood import catalog, native
-from boxwood.catalog import Codes, Record, one, quoted, registered, table_name
+from boxwood.catalog import Codes, Record, one, quoted, registered
 from boxwood.native import Ids
 
 __all__ = [
     "Changes", "Rows", "batches", "changes", "count", "empty", "forget", "insert",
-    "keep_embeddings", "known", "live_count", "orphans", "pending", "put", "read", "remove",
-    "without_metadata",
+    "keep_embeddings", "known", "live_count", "many_orphans", "orphans", "pending", "put", "read",
+    "remove", "without_metadata",
 ]  # fmt: skip
 
 _READ_ROWS = 1 << 18
+_LOOK_ROWS = 1 << 20  # of a collection in which orphans are looked for with every refresh
 _FEW = 1000  # ids that stand in a statement's text, where an index on the table can look them up
 
 
@@ -148,13 +149,22 @@ def without_metadata(cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids) -> Id
     if len(ids) <= _FEW:
         key = quoted(of.id_column)
         there = cur.execute(
-            f"SELECT {key}::BIGINT AS id FROM {table_name(of.table)} WHERE {key} IN "
-            f"({', '.join(map(str, ids.tolist()))})"
+            f"SELECT TRY_CAST({key} AS BIGINT) AS id FROM {of.metadata} WHERE TRY_CAST({key} AS "
+            f"BIGINT) IN ({', '.join(map(str, ids.tolist()))})"
         ).fetchnumpy()["id"]
         return np.setdiff1d(ids, np.asarray(there, np.int64))
     with _listed(cur, ids) as source:
         gone = cur.execute(f"SELECT id FROM {source} ANTI JOIN {_there(of)} USING (id)")
         return np.asarray(gone.fetchnumpy()["id"], np.int64)
+
+
+def many_orphans(cur: duckdb.DuckDBPyConnection, of: Record) -> bool:
+    """Whether images were deleted by SQL, as far as that costs little to know: by the number of
+    rows, or in a collection that is not large."""
+    if of.table is None:
+        return False
+    row = one(cur, f"SELECT count(*), (SELECT count(*) FROM {of.metadata}) FROM {of.codes}")
+    return row is not None and (row[1] < row[0] or 0 < row[0] <= _LOOK_ROWS)
 
 
 def orphans(cur: duckdb.DuckDBPyConnection, of: Record) -> Ids:
@@ -167,8 +177,7 @@ def orphans(cur: duckdb.DuckDBPyConnection, of: Record) -> Ids:
 
 def _there(of: Record) -> str:
     """The ids of the metadata table, as SQL."""
-    assert of.table is not None
-    return f"(SELECT {quoted(of.id_column)}::BIGINT AS id FROM {table_name(of.table)})"
+    return f"(SELECT TRY_CAST({quoted(of.id_column)} AS BIGINT) AS id FROM {of.metadata})"
 
 
 @contextmanager

@@ -62,7 +62,8 @@ class View:
         fine = None
         if self.record.fine:
             fine = np.zeros((len(ids), native.FINE_DIMS), np.uint8)
-            fine[found] = self.index.fine(ids[found])
+            if found.any():
+                fine[found] = self.index.fine(ids[found])
         dead = self._dead(ids[found])
         found &= ~np.isin(ids, dead)
         order = np.argsort(self.fresh.ids)

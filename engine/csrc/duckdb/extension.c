@@ -26,25 +26,37 @@ bool fail_memory(bw_error *error) {
     return false;
 }
 
-void drop_partial_character(char *text) {
-    size_t length = strlen(text), tail = 0;
-    while (tail < 4 && tail < length && ((unsigned char)text[length - 1 - tail] & 0xC0) == 0x80) {
-        tail++;
+/* Bytes of the character that begins here, or 0 where none does (RFC 3629: no overlong forms, no surrogates,
+ * nothing above U+10FFFF). The text ends with a NUL, which continues nothing. */
+static size_t character_bytes(const unsigned char *text) {
+    size_t bytes = text[0] < 0x80 ? 1 : text[0] < 0xC2 ? 0 : text[0] < 0xE0 ? 2 : text[0] < 0xF0 ? 3 : 4;
+    if (text[0] > 0xF4) {
+        return 0;
     }
-    if (tail == length) {
-        text[0] = 0;
-        return;
+    for (size_t i = 1; i < bytes; i++) {
+        if ((text[i] & 0xC0) != 0x80) {
+            return 0;
+        }
     }
-    unsigned char lead = (unsigned char)text[length - 1 - tail];
-    size_t wanted = lead >= 0xF0 ? 3 : lead >= 0xE0 ? 2 : lead >= 0xC0 ? 1 : 0;
-    if (tail != wanted) {
-        text[length - 1 - tail] = 0;
+    bool refused = (text[0] == 0xE0 && text[1] < 0xA0) || (text[0] == 0xED && text[1] > 0x9F) ||
+                   (text[0] == 0xF0 && text[1] < 0x90) || (text[0] == 0xF4 && text[1] > 0x8F);
+    return refused ? 0 : bytes;
+}
+
+void keep_utf8(char *text) {
+    char *end = text;
+    for (const char *next = text; *next;) {
+        size_t bytes = character_bytes((const unsigned char *)next);
+        memmove(end, next, bytes);
+        end += bytes;
+        next += bytes ? bytes : 1;
     }
+    *end = 0;
 }
 
 const char *error_text(const char *function, const bw_error *error, char text[MESSAGE_BYTES]) {
     snprintf(text, MESSAGE_BYTES, "%s: %s", function, error->message);
-    drop_partial_character(text);
+    keep_utf8(text);
     return text;
 }
 

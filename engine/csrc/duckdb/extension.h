@@ -11,11 +11,12 @@
 bool fail(bw_error *error, const char *format, ...) __attribute__((format(printf, 2, 3)));
 bool fail_memory(bw_error *error);
 
-/* DuckDB's clients decode text strictly: a character that was cut in two at the end is dropped. */
-void drop_partial_character(char *text);
+/* DuckDB's clients decode text strictly: bytes that are no UTF-8 are dropped, as of a character that was cut
+ * in two, wherever they are. */
+void keep_utf8(char *text);
 
 #define MESSAGE_BYTES 640
-/* "function: message" as valid UTF-8, whatever was cut off. Gives `text`. */
+/* "function: message" as valid UTF-8, whatever it was made of. Gives `text`. */
 const char *error_text(const char *function, const bw_error *error, char text[MESSAGE_BYTES]);
 
 /* k-NN: what a recall may be, and what to say when it is not; takes the recall. */

@@ -8,13 +8,14 @@
  *   quantizer VARCHAR             fingerprint of the codes in the table; the index may be of older ones
  *   generation BIGINT             what the index has at least, as this transaction knows; -1: it has gone
  *                                 further than the transaction, whose rows are all among those below
+ *   latest BIGINT                 the collection's generation, as this transaction knows
  *   ids BIGINT[]                  of rows written since then, which are there,
  *   codes UTINYINT[]              their codes, 32 values each,
  *   fine UTINYINT[]               and fine codes, 128 values each, or NULL
  *   deleted BIGINT[]              ids of rows deleted since then
  *   live BLOB                     boxwood_ids of the table of metadata: other rows do not count; NULL: all do
  * The transaction has begun before the index is opened here, so the index never lacks a row that is not among
- * these. */
+ * these. It may have gone further than the transaction since `generation` was looked up; that is an error. */
 #include "scalar.h"
 
 #include <math.h>
@@ -24,7 +25,19 @@
 
 /* ---- the rows of a transaction ------------------------------------------------------------------------- */
 
-enum { INDEX, UUID, QUANTIZER, GENERATION, FRESH_IDS, FRESH_CODES, FRESH_FINE, DELETED, LIVE, MEMBERS };
+enum {
+    INDEX,
+    UUID,
+    QUANTIZER,
+    GENERATION,
+    LATEST,
+    FRESH_IDS,
+    FRESH_CODES,
+    FRESH_FINE,
+    DELETED,
+    LIVE,
+    MEMBERS
+};
 
 typedef struct rows_argument {
     const uint64_t *valid;
@@ -43,6 +56,9 @@ static rows_argument rows_of(duckdb_data_chunk input, idx_t column) {
 
 typedef struct transaction {
     text path;
+    text uuid;
+    int64_t generation;
+    int64_t latest;
     char quantizer[BW_FINGERPRINT_BYTES]; /* empty: unknown */
     bw_index *index;                      /* without the changed rows; NULL: none yet */
     const int64_t *ids;
@@ -83,7 +99,9 @@ static bool leave_out(transaction *t, bw_index *index, bw_error *error) {
     int64_t *changed = n <= SIZE_MAX / sizeof *changed ? malloc(n * sizeof *changed) : NULL;
     bool ok = changed || fail_memory(error);
     if (ok) {
-        memcpy(changed, t->ids, t->n * sizeof *changed);
+        if (t->n) {
+            memcpy(changed, t->ids, t->n * sizeof *changed);
+        }
         if (t->n_deleted) {
             memcpy(changed + t->n, t->deleted, t->n_deleted * sizeof *changed);
         }
@@ -124,14 +142,43 @@ static bool leave_out_all(transaction *t, bw_index *index, bw_error *error) {
     return ok;
 }
 
-/* The rows that this row of the chunk tells of. Those of the row before are kept where they are the same. */
-static bool transaction_open(transaction *t, const rows_argument *rows, idx_t r, bw_error *error) {
+/* Whether both are of one view of the index, which is without the changed rows. Lists of a constant are in
+ * one place in all rows of a chunk. */
+static bool same_view(const transaction *a, const transaction *b) {
+    return same_text(a->path, b->path) && same_text(a->uuid, b->uuid) && a->generation == b->generation &&
+           a->latest == b->latest && a->ids == b->ids && a->n == b->n && a->deleted == b->deleted &&
+           a->n_deleted == b->n_deleted;
+}
+
+/* The index as it is now; owned. One that was brought up to date after boxwood_since looked may lack rows
+ * that the transaction still sees, or have later ones. */
+static bool open_now(const transaction *t, bw_index **index, bw_error *error) {
+    bw_index_info about;
+    if (!open_checked(t->path, t->uuid, t->generation, index, error)) {
+        size_t length = strlen(error->message);
+        snprintf(error->message + length, sizeof error->message - length,
+                 ". Run: boxwood repair, or open the collection in Python");
+        return false;
+    }
+    bool ok = bw_index_describe(*index, &about) == BW_OK || fail(error, "the index cannot be described");
+    if (ok && t->generation >= 0 && (t->latest < 0 || about.generation > (uint64_t)t->latest)) {
+        ok = fail(error, "the index was brought up to date while this statement ran: run it again");
+    }
+    if (!ok) {
+        bw_index_close(*index);
+        *index = NULL;
+    }
+    return ok;
+}
+
+/* The rows that this row of the chunk tells of, without the index. */
+static bool transaction_read(transaction *t, const rows_argument *rows, idx_t r, bw_error *error) {
     const argument *m = rows->member;
     transaction now = {0};
     if (!valid(rows->valid, r) || !has(&m[INDEX], r) || !has(&m[UUID], r)) {
         return fail(error, "the rows of the collection are NULL");
     }
-    if (!has(&m[GENERATION], r)) {
+    if (!has(&m[GENERATION], r) || !has(&m[LATEST], r)) {
         return fail(error,
                     "boxwood.indexes does not say what the index has. Run: boxwood repair, or open the "
                     "collection in Python");
@@ -149,23 +196,37 @@ static bool transaction_open(transaction *t, const rows_argument *rows, idx_t r,
     now.path = text_at(&m[INDEX], r);
     if (has(&m[QUANTIZER], r)) {
         text quantizer = text_at(&m[QUANTIZER], r);
-        memcpy(now.quantizer, quantizer.data,
-               quantizer.bytes < BW_FINGERPRINT_BYTES ? quantizer.bytes : BW_FINGERPRINT_BYTES - 1);
+        if (quantizer.bytes >= BW_FINGERPRINT_BYTES) {
+            return fail(error, "the quantizer's fingerprint has %llu bytes: at most %d are possible",
+                        (unsigned long long)quantizer.bytes, BW_FINGERPRINT_BYTES - 1);
+        }
+        memcpy(now.quantizer, quantizer.data, quantizer.bytes);
     }
-    if (t->index && same_text(t->path, now.path) && t->ids == now.ids && t->n == now.n &&
-        t->deleted == now.deleted && t->n_deleted == now.n_deleted && t->live.words == now.live.words) {
+    now.uuid = text_at(&m[UUID], r);
+    now.generation = integer_at(&m[GENERATION], r);
+    now.latest = integer_at(&m[LATEST], r);
+    *t = now;
+    return true;
+}
+
+/* The same with the index. That of the row before, which `t` has, is kept where it is the same. */
+static bool transaction_open(transaction *t, const rows_argument *rows, idx_t r, bw_error *error) {
+    transaction now;
+    if (!transaction_read(&now, rows, r, error)) {
+        return false;
+    }
+    if (t->index && same_view(t, &now)) {
+        now.index = t->index;
+        *t = now;
         return true;
     }
     transaction_close(t);
     bw_index *index;
-    if (!open_checked(now.path, text_at(&m[UUID], r), integer_at(&m[GENERATION], r), &index, error)) {
-        size_t length = strlen(error->message);
-        snprintf(error->message + length, sizeof error->message - length,
-                 ". Run: boxwood repair, or open the collection in Python");
+    if (!open_now(&now, &index, error)) {
         return false;
     }
     *t = now;
-    return integer_at(&m[GENERATION], r) < 0 ? leave_out_all(t, index, error) : leave_out(t, index, error);
+    return now.generation < 0 ? leave_out_all(t, index, error) : leave_out(t, index, error);
 }
 
 /* Which of the changed rows the model matches, and how: each of the arrays has t->n entries, may be NULL, and
@@ -229,28 +290,59 @@ static int nearer(const void *left, const void *right) {
     return (a->id > b->id) - (a->id < b->id);
 }
 
-/* The index without the rows that are not live; owned. */
-static bool only_live(const transaction *t, bw_index **index, bw_error *error) {
+/* The ids that the index has, and that are not live; *ids is owned: free. */
+static bool dead_ids(const transaction *t, int64_t **ids, size_t *n, bw_error *error) {
     enum { PIECE = 65536 };
     bw_index_info about;
+    *ids = NULL;
+    *n = 0;
+    if (t->live.all) {
+        return true;
+    }
     if (bw_index_describe(t->index, &about) != BW_OK) {
         return fail(error, "the index cannot be described");
     }
-    uint64_t rows = about.rows + about.deleted, n = 0;
-    int64_t *ids = malloc(PIECE * sizeof *ids), *gone = malloc((size_t)(rows ? rows : 1) * sizeof *gone);
-    bool ok = (ids && gone) || fail_memory(error);
+    uint64_t rows = about.rows + about.deleted;
+    int64_t *piece = malloc(PIECE * sizeof *piece), *dead = NULL;
+    size_t room = 0;
+    bool ok = piece || fail_memory(error);
     for (uint64_t first = 0; ok && first < rows; first += PIECE) {
-        uint64_t piece = rows - first < PIECE ? rows - first : PIECE;
-        ok = bw_index_rows(t->index, first, piece, ids, NULL, NULL, error) == BW_OK;
-        for (uint64_t i = 0; ok && i < piece; i++) {
-            if (ids[i] >= 0 && !id_set_has(&t->live, ids[i])) {
-                gone[n++] = ids[i];
+        uint64_t wanted = rows - first < PIECE ? rows - first : PIECE;
+        ok = bw_index_rows(t->index, first, wanted, piece, NULL, NULL, error) == BW_OK;
+        for (uint64_t i = 0; ok && i < wanted; i++) {
+            if (piece[i] < 0 || id_set_has(&t->live, piece[i])) {
+                continue;
+            }
+            if (*n == room) {
+                size_t more = room ? 2 * room : 1024;
+                int64_t *grown = more <= SIZE_MAX / sizeof *dead ? realloc(dead, more * sizeof *dead) : NULL;
+                ok = grown || fail_memory(error);
+                dead = grown ? grown : dead;
+                room = grown ? more : room;
+            }
+            if (ok) {
+                dead[(*n)++] = piece[i];
             }
         }
     }
-    ok = ok && bw_index_without(t->index, gone, (size_t)n, index, error) == BW_OK;
-    free(ids);
-    free(gone);
+    free(piece);
+    if (!ok) {
+        free(dead);
+        return false;
+    }
+    *ids = dead;
+    return true;
+}
+
+/* The index without the rows that are not live; owned. */
+static bool only_live(const transaction *t, bw_index **index, bw_error *error) {
+    int64_t *dead;
+    size_t n;
+    if (!dead_ids(t, &dead, &n, error)) {
+        return false;
+    }
+    bool ok = bw_index_without(t->index, dead, n, index, error) == BW_OK;
+    free(dead);
     return ok;
 }
 
@@ -458,7 +550,8 @@ static void search_free(searched *s) {
     s->shared = NULL;
 }
 
-/* The rows, the model, and the changed rows that it matches. */
+/* The rows, the model, and the changed rows that it matches. boxwood_live_fresh gives these alone, maybe long
+ * after a search of the index beside it began, and does not ask how far that has gone since. */
 static bool search_row(searched *s, idx_t r, bw_error *error) {
     search_free(s);
     if (!has(&s->model, r)) {
@@ -468,7 +561,7 @@ static bool search_row(searched *s, idx_t r, bw_error *error) {
         return fail(error, "give a number of threads, 1 or more");
     }
     s->shared = model_of(text_at(&s->model, r), error);
-    if (!s->shared || !transaction_open(&s->t, &s->of, r, error)) {
+    if (!s->shared || !(s->has_threads ? transaction_open : transaction_read)(&s->t, &s->of, r, error)) {
         return false;
     }
     bw_model_describe(model_in(s->shared), &s->about);
@@ -599,9 +692,19 @@ static duckdb_logical_type integer_type(void) {
     return duckdb_create_logical_type(DUCKDB_TYPE_BIGINT);
 }
 
-/* ---- boxwood_live_changed(rows), boxwood_live_has(changed, live, id) ----------------------------------- */
+/* ---- boxwood_live_changed(rows), boxwood_live_has(changed, id) ----------------------------------------- */
 
-/* The ids that changed, as boxwood_ids has them, or NULL where there are none; of an index that can be used.
+/* boxwood_search opens the index for itself, right after this: what was found out about it must hold then. */
+static bool still_latest(const transaction *t, bw_error *error) {
+    bw_index *index = NULL;
+    bool ok = open_now(t, &index, error);
+    bw_index_close(index);
+    return ok;
+}
+
+/* The ids that the index must not answer for, as boxwood_ids has them: those that changed, and its rows that
+ * are not live; NULL where there are none. Of an index that can be used: the generation is not -1.
+ * DuckDB copies this beside every row of the index that a search finds, and it is small where `live` is not.
  */
 static void live_changed(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
     rows_argument of = rows_of(input, 0);
@@ -610,20 +713,25 @@ static void live_changed(duckdb_function_info info, duckdb_data_chunk input, duc
     transaction t = {0};
     bool ok = true;
     for (idx_t r = 0; ok && r < rows; r++) {
-        ok = transaction_open(&t, &of, r, &error);
-        if (ok && !t.n && !t.n_deleted) {
+        int64_t *dead = NULL;
+        size_t n_dead = 0;
+        ok = transaction_open(&t, &of, r, &error) && dead_ids(&t, &dead, &n_dead, &error) &&
+             still_latest(&t, &error);
+        if (ok && !t.n && !t.n_deleted && !n_dead) {
             set_null(output, r);
         } else if (ok) {
+            const int64_t *const ids[] = {t.ids, t.deleted, dead};
+            const size_t n[] = {t.n, t.n_deleted, n_dead};
             id_words words = {0};
-            for (size_t i = 0; i < t.n; i++) {
-                id_words_add(&words, t.ids[i]);
-            }
-            for (size_t i = 0; i < t.n_deleted; i++) {
-                id_words_add(&words, t.deleted[i]);
+            for (size_t part = 0; part < sizeof ids / sizeof *ids; part++) {
+                for (size_t i = 0; i < n[part]; i++) {
+                    id_words_add(&words, ids[part][i]);
+                }
             }
             ok = id_words_write(&words, output, r, &error);
             free(words.words);
         }
+        free(dead);
     }
     transaction_close(&t);
     if (!ok) {
@@ -635,29 +743,24 @@ static duckdb_logical_type blob_type(void) {
     return duckdb_create_logical_type(DUCKDB_TYPE_BLOB);
 }
 
-/* Whether a row of the index is one of the transaction: not changed, and live. The sets are the same for all
- * rows. */
+/* Whether the index may answer for a row. The set is mostly the same for all rows. */
 static void live_has(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
-    argument changed = argument_of(input, 0, false), live = argument_of(input, 1, false),
-             id = argument_of(input, 2, false);
+    argument changed = argument_of(input, 0, false), id = argument_of(input, 1, false);
     idx_t rows = duckdb_data_chunk_get_size(input);
     bool *out = duckdb_vector_get_data(output);
     bw_error error = {0};
-    id_set without = {.all = true}, within = {.all = true};
-    const char *last[2] = {NULL, NULL};
+    id_set without = {0};
+    text last = {NULL, 0};
     for (idx_t r = 0; r < rows; r++) {
-        const char *now[2] = {has(&changed, r) ? text_at(&changed, r).data : NULL,
-                              has(&live, r) ? text_at(&live, r).data : NULL};
-        if (!r || now[0] != last[0] || now[1] != last[1]) {
-            if (!id_set_of(&changed, r, &without, &error) || !id_set_of(&live, r, &within, &error)) {
+        text now = has(&changed, r) ? text_at(&changed, r) : (text){NULL, 0};
+        if (!r || now.data != last.data || now.bytes != last.bytes) {
+            if (!id_set_of(&changed, r, &without, &error)) {
                 give_error(info, "boxwood_live_has", &error);
                 return;
             }
-            last[0] = now[0];
-            last[1] = now[1];
+            last = now;
         }
-        out[r] = has(&id, r) && (without.all || !id_set_has(&without, integer_at(&id, r))) &&
-                 id_set_has(&within, integer_at(&id, r));
+        out[r] = has(&id, r) && (without.all || !id_set_has(&without, integer_at(&id, r)));
     }
 }
 
@@ -979,7 +1082,7 @@ const scalar_function live_functions[] = {
     {"boxwood_live_fresh", live_search, matches_type, true, true, {ROWS, TEXT}, 2},
     {"boxwood_live_count", live_count, integer_type, true, true, {ROWS, TEXT, INTEGER}, 3},
     {"boxwood_live_changed", live_changed, blob_type, true, true, {ROWS}, 1},
-    {"boxwood_live_has", live_has, flag_type, true, true, {BLOB, BLOB, INTEGER}, 3},
+    {"boxwood_live_has", live_has, flag_type, true, true, {BLOB, INTEGER}, 2},
     {"boxwood_live_train",
      live_train,
      train_type,

@@ -477,7 +477,7 @@ static void check(duckdb_function_info info, duckdb_data_chunk input, duckdb_vec
             set_null(output, r);
             continue;
         }
-        drop_partial_character(error.message);
+        keep_utf8(error.message);
         duckdb_vector_assign_string_element(output, r, error.message);
     }
 }
@@ -539,9 +539,9 @@ static duckdb_logical_type rows_type(void) {
     static const struct {
         const char *name;
         argument_kind kind;
-    } members[] = {{"index", TEXT},         {"uuid", TEXT},   {"quantizer", TEXT},
-                   {"generation", INTEGER}, {"ids", IDS},     {"codes", CODE},
-                   {"fine", CODE},          {"deleted", IDS}, {"live", BLOB}};
+    } members[] = {{"index", TEXT},     {"uuid", TEXT}, {"quantizer", TEXT}, {"generation", INTEGER},
+                   {"latest", INTEGER}, {"ids", IDS},   {"codes", CODE},     {"fine", CODE},
+                   {"deleted", IDS},    {"live", BLOB}};
     enum { N = sizeof members / sizeof *members };
     duckdb_logical_type types[N];
     const char *names[N];

@@ -255,7 +255,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule()
     def append_the_other_kind(self) -> None:
         fine = None if self.with_fine else np.zeros((1, 128), np.uint8)
-        with pytest.raises(boxwood.InputError, match="or none|has no row"):
+        with pytest.raises(boxwood.InputError, match=r"or none|has no row"):
             self.photos.append([self.next_id], codes=clustered_codes(1), fine=fine)
 
     @precondition(lambda self: self.mine is None)

@@ -206,3 +206,18 @@ def test_a_rolled_back_append_leaves_nothing(con: Con) -> None:
     photos.append(np.arange(50), embeddings=clustered_embeddings(50), metadata={"a": np.arange(50)})
     assert ids_of(photos) == [*range(50)]
     assert photos.knn(like=7, k=3)["id"].to_pylist() == near
+
+
+def test_dead_rows_are_shown(con: Con) -> None:
+    photos = Collection.create(con, "photos")
+    photos.append(np.arange(2000), codes=clustered_codes(2000))
+    photos.delete(np.arange(100))
+    assert photos.info()["state"] == "behind"
+    assert photos.info()["pending"] == 100
+    photos.refresh()
+    [(rows, deleted)] = con.execute(
+        "SELECT sum(rows), sum(deleted) FROM collection_info('photos')"
+    ).fetchall()
+    assert (rows, deleted) == (2000, 100)
+    info = photos.info()
+    assert (info["indexed"], info["deleted"], info["state"]) == (1900, 100, "current")

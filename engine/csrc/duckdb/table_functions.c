@@ -50,6 +50,7 @@ static bool info_run(const call *call, const bw_index *index, relation *out, bw_
         row[5].integer = segment.format;
         row[6].integer = segment.min_id;
         row[7].integer = segment.max_id;
+        row[13].integer = (int64_t)segment.deleted;
         if (!set_text(&row[0], segment.name, error) ||
             !set_fingerprint(&row[8], about.fingerprints.encoder, error) ||
             !set_fingerprint(&row[9], about.fingerprints.head, error) ||
@@ -62,13 +63,12 @@ static bool info_run(const call *call, const bw_index *index, relation *out, bw_
     return true;
 }
 
-static const column info_columns[] = {{"segment", DUCKDB_TYPE_VARCHAR},   {"rows", DUCKDB_TYPE_BIGINT},
-                                      {"blocks", DUCKDB_TYPE_BIGINT},     {"bytes", DUCKDB_TYPE_BIGINT},
-                                      {"generation", DUCKDB_TYPE_BIGINT}, {"format", DUCKDB_TYPE_INTEGER},
-                                      {"min_id", DUCKDB_TYPE_BIGINT},     {"max_id", DUCKDB_TYPE_BIGINT},
-                                      {"encoder", DUCKDB_TYPE_VARCHAR},   {"head", DUCKDB_TYPE_VARCHAR},
-                                      {"quantizer", DUCKDB_TYPE_VARCHAR}, {"uuid", DUCKDB_TYPE_VARCHAR},
-                                      {"fine", DUCKDB_TYPE_VARCHAR},      END_OF_LIST};
+static const column info_columns[] = {
+    {"segment", DUCKDB_TYPE_VARCHAR}, {"rows", DUCKDB_TYPE_BIGINT},       {"blocks", DUCKDB_TYPE_BIGINT},
+    {"bytes", DUCKDB_TYPE_BIGINT},    {"generation", DUCKDB_TYPE_BIGINT}, {"format", DUCKDB_TYPE_INTEGER},
+    {"min_id", DUCKDB_TYPE_BIGINT},   {"max_id", DUCKDB_TYPE_BIGINT},     {"encoder", DUCKDB_TYPE_VARCHAR},
+    {"head", DUCKDB_TYPE_VARCHAR},    {"quantizer", DUCKDB_TYPE_VARCHAR}, {"uuid", DUCKDB_TYPE_VARCHAR},
+    {"fine", DUCKDB_TYPE_VARCHAR},    {"deleted", DUCKDB_TYPE_BIGINT},    END_OF_LIST};
 
 static const table_function boxwood_info = {
     .name = "boxwood_info", .columns = info_columns, .bind = index_bind, .run = info_run};

@@ -86,7 +86,7 @@ $(BUILD)/duckdb-$(DUCKDB_OLD): $(VENV)/bin/python
 test-duckdb-old: $(VENV)/installed $(VENV)/tools | $(BUILD)/duckdb-$(DUCKDB_OLD)
 	PYTHONPATH=$(BUILD)/duckdb-$(DUCKDB_OLD) $(BIN)/python -c \
 	    "import duckdb; assert duckdb.__version__ == '$(DUCKDB_OLD)', duckdb.__version__"
-	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) \
+	PYTHONPATH=$(CURDIR)/$(BUILD)/duckdb-$(DUCKDB_OLD) BOXWOOD_MACHINES=8 \
 	    $(RUN_PYTEST) tests/test_sql.py tests/test_collection.py tests/test_store_machine.py \
 	    tests/test_clip_sql.py tests/test_recode.py tests/test_live_sql.py -m "not one_duckdb" $(PYTEST)
 

@@ -97,6 +97,21 @@ CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60, recall := 1.0,
         max_depth := 2)
     FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
+-- The training of the two macros below, on rows `r` as boxwood_rows_sql gives them.
+CREATE OR REPLACE TEMP MACRO boxwood_train_rows(
+    r, collection, positives, negatives, text, query, query_fine, learner, estimators, boxes, random_negatives,
+    negative_weight, seed, prior, rerank, guard
+) AS
+    boxwood_live_train(
+        r, positives::BIGINT[], negatives::BIGINT[],
+        CASE WHEN text IS NULL THEN query
+             WHEN query IS NULL THEN clip_text(collection, text)
+             ELSE error('text and query are both what is sought: give one of them')
+        END::UTINYINT[],
+        CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END::UTINYINT[],
+        learner::VARCHAR, estimators::BIGINT, boxes::BIGINT, random_negatives::BIGINT, negative_weight::DOUBLE,
+        seed::UBIGINT, prior::BOOLEAN, rerank::BOOLEAN, guard::BOOLEAN);
+
 -- Everything that is like the positives, or like what words or a code say, and unlike the negatives: id, votes, score,
 -- learner.
 CREATE OR REPLACE TEMP MACRO refine(
@@ -105,15 +120,9 @@ CREATE OR REPLACE TEMP MACRO refine(
     rerank := false, guard := true
 ) AS TABLE
     WITH boxwood_trained AS MATERIALIZED (
-        SELECT r, boxwood_live_train(
-            r, positives::BIGINT[], negatives::BIGINT[],
-            CASE WHEN text IS NULL THEN query
-                 WHEN query IS NULL THEN clip_text(collection, text)
-                 ELSE error('text and query are both what is sought: give one of them')
-            END::UTINYINT[],
-            CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END::UTINYINT[],
-            learner::VARCHAR, estimators::BIGINT, boxes::BIGINT, random_negatives::BIGINT, negative_weight::DOUBLE,
-            seed::UBIGINT, prior::BOOLEAN, rerank::BOOLEAN, guard::BOOLEAN) AS t
+        SELECT r, boxwood_train_rows(
+            r, collection, positives, negatives, text, query, query_fine, learner, estimators, boxes, random_negatives,
+            negative_weight, seed, prior, rerank, guard) AS t
         FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT unnest(boxwood_live_search(r, t.model, current_setting('threads')::BIGINT), max_depth := 2), t.learner
     FROM boxwood_trained;
@@ -125,15 +134,9 @@ CREATE OR REPLACE TEMP MACRO train_model(
     rerank := false, guard := true
 ) AS TABLE
     WITH boxwood_trained AS MATERIALIZED (
-        SELECT boxwood_live_train(
-            r, positives::BIGINT[], negatives::BIGINT[],
-            CASE WHEN text IS NULL THEN query
-                 WHEN query IS NULL THEN clip_text(collection, text)
-                 ELSE error('text and query are both what is sought: give one of them')
-            END::UTINYINT[],
-            CASE WHEN text IS NULL OR NOT rerank THEN query_fine ELSE clip_text_fine(collection, text) END::UTINYINT[],
-            learner::VARCHAR, estimators::BIGINT, boxes::BIGINT, random_negatives::BIGINT, negative_weight::DOUBLE,
-            seed::UBIGINT, prior::BOOLEAN, rerank::BOOLEAN, guard::BOOLEAN) AS t
+        SELECT boxwood_train_rows(
+            r, collection, positives, negatives, text, query, query_fine, learner, estimators, boxes, random_negatives,
+            negative_weight, seed, prior, rerank, guard) AS t
         FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT unnest(t) FROM boxwood_trained;
 

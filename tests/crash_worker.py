@@ -398,11 +398,8 @@ def plant(point: str, passes: int, delay: float) -> None:
     if what in ("write_segment", "write_manifest"):
         setattr(native, what, around(getattr(native, what), always))
     elif what == "deletions":
-        if hasattr(native, "write_deleted"):
-            native.write_deleted = around(native.write_deleted, always)
         writer: Any = native.Index
-        if hasattr(writer, "write_deleted"):
-            writer.write_deleted = around(writer.write_deleted, always)
+        writer.write_deleted = around(writer.write_deleted, always)
     elif what == "commit":
         connection: Any = duckdb.DuckDBPyConnection
         connection.execute = around(connection.execute, commits)

@@ -67,10 +67,13 @@ def table_name(name: str) -> str:
     return ".".join(quoted(part) for part in name.split("."))
 
 
-def _full_name(database: str, name: str) -> str:
+def _parts(database: str, name: str) -> list[str]:
     parts = name.split(".")
-    missing = [database, "main"][: max(0, 3 - len(parts))]
-    return ".".join(map(quoted, [*missing, *parts]))
+    return [*[database, "main"][: max(0, 3 - len(parts))], *parts]
+
+
+def _full_name(database: str, name: str) -> str:
+    return ".".join(map(quoted, _parts(database, name)))
 
 
 def full_name(cur: duckdb.DuckDBPyConnection, name: str) -> str:
@@ -279,8 +282,7 @@ class Record:
     def place(self) -> str:
         """The metadata table as ``database.schema.table``."""
         assert self.table is not None
-        parts = self.table.split(".")
-        return ".".join([*[self.database, "main"][: max(0, 3 - len(parts))], *parts])
+        return ".".join(_parts(self.database, self.table))
 
     @property
     def metadata(self) -> str:

@@ -140,13 +140,17 @@ CREATE OR REPLACE TEMP MACRO train_model(
         FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT unnest(t) FROM boxwood_trained;
 
--- A model's rows. Those of the index come as they are found, so that they need no memory however many they are.
+-- A model's rows. Those of the index come as they are found, so that they need no memory however many they are. The scan
+-- opens the index for itself: its generation must be one that what changed is known for.
 CREATE OR REPLACE TEMP MACRO search_model(collection, model) AS TABLE
     WITH boxwood_seen AS MATERIALIZED (FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT id, votes, score FROM (
-        SELECT id, votes, score, boxwood_live_has(changed, id) AS has
-        FROM boxwood_search(boxwood_path(collection), model := model),
-             (SELECT boxwood_live_changed(r) AS changed FROM boxwood_seen WHERE r.generation >= 0))
+        SELECT id, votes, score,
+               CASE WHEN generation BETWEEN oldest AND latest THEN boxwood_live_has(changed, id)
+                    ELSE error('the index was brought up to date while this statement ran: run it again') END AS has
+        FROM boxwood_live_scan(boxwood_path(collection), model := model),
+             (SELECT boxwood_live_changed(r) AS changed, r.generation AS oldest, r.latest AS latest
+              FROM boxwood_seen WHERE r.generation >= 0))
     WHERE has
     UNION ALL
     SELECT unnest(boxwood_live_fresh(r, model::VARCHAR), max_depth := 2) FROM boxwood_seen;

@@ -4,6 +4,7 @@ deleted from the metadata table alone, whatever of it the index knows."""
 from __future__ import annotations
 
 import json
+import shutil
 import re
 import subprocess
 import uuid
@@ -573,6 +574,31 @@ def test_the_index_passes_the_transaction(make: Make) -> None:
             rows(con, f"SELECT {call} FROM seen")
     assert rows(con, f"SELECT boxwood_live_fresh(r, '{model}') FROM seen") == [([],)]
     assert rows(con, "FROM count_model('photos', ?)", [model]) == [(ROWS + 10,)]
+
+
+def test_the_index_passes_the_transaction_before_it_is_scanned(make: Make) -> None:
+    """search_model looks at the index twice, for what changed and to scan it. What another session
+    commits and brings into it between is an error, also where nothing is found."""
+    world = make(False, False)
+    con = world.con
+    everything, nothing = box_model(world.rng, 0), box_model(world.rng, 2)
+    scan = "FROM boxwood_live_scan(boxwood_path('photos'), model := ?)"
+    stamps = f"SELECT count(id), count(*), min(generation), max(generation) {scan}"
+    found = rows(con, "SELECT count(*) FROM search_model('photos', ?)", [nothing])[0][0]
+    assert rows(con, stamps, [everything]) == [(ROWS, ROWS + 1, 1, 1)]
+    assert rows(con, stamps, [nothing]) == [(found, found + 1, 1, 1)]
+    assert rows(con, f"SELECT generation {scan} WHERE id IS NULL", [nothing]) == [(1,)]
+    later = world.index.with_name("later")
+    shutil.copytree(world.index, later)
+    con.execute("SET VARIABLE boxwood_index = MAP {'photos': ?}", [str(later)])
+    assert len(rows(con, "FROM search_model('photos', ?)", [everything])) == ROWS
+    names = [name for (name,) in rows(con, "SELECT segment FROM boxwood_info(?)", [str(later)])]
+    native.write_manifest(later, UUID, 2, names[:0], world.prints)
+    for model in (everything, nothing):
+        with pytest.raises(duckdb.Error, match="run it again"):
+            rows(con, "FROM search_model('photos', ?)", [model])
+    native.write_manifest(later, UUID, 1, names, world.prints)
+    assert len(rows(con, "FROM search_model('photos', ?)", [everything])) == ROWS
 
 
 def test_what_the_index_must_not_answer_for(make: Make) -> None:

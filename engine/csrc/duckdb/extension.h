@@ -84,6 +84,7 @@ cell *relation_row(relation *relation);
 bool set_text(cell *cell, const char *text, bw_error *error);
 /* `data` is the vector's. */
 void write_cell(duckdb_vector vector, void *data, idx_t row, duckdb_type type, const cell *cell);
+void set_null(duckdb_vector output, idx_t row);
 
 #define UUID_BYTES 37
 /* 8-4-4-4-12 lower-case hexadecimal digits. Gives `text`. */
@@ -94,6 +95,7 @@ typedef struct opened {
     bw_search *search;
     int32_t score_shift; /* scores are in units of 2^-score_shift */
     char learner[16];    /* the model's */
+    int64_t generation;  /* the index's; set by whoever calls `open` */
 } opened;
 
 /* Besides the named parameters each takes one VARCHAR without a name: the index, for boxwood_boxes the model.
@@ -110,6 +112,9 @@ typedef struct table_function {
      * three of these. out->search is owned by the caller. */
     bool (*open)(const call *call, const bw_index *index, opened *out, bw_error *error);
     bool count; /* of `open`: one row with the number and the statistics instead of the rows */
+    /* of `open`: the fourth column is the index's generation, which a first row without anything else tells even
+     * where no row is found */
+    bool stamped;
 } table_function;
 
 extern const table_function *const table_functions[]; /* ended by NULL */

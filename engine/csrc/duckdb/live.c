@@ -694,14 +694,6 @@ static duckdb_logical_type integer_type(void) {
 
 /* ---- boxwood_live_changed(rows), boxwood_live_has(changed, id) ----------------------------------------- */
 
-/* boxwood_search opens the index for itself, right after this: what was found out about it must hold then. */
-static bool still_latest(const transaction *t, bw_error *error) {
-    bw_index *index = NULL;
-    bool ok = open_now(t, &index, error);
-    bw_index_close(index);
-    return ok;
-}
-
 /* The ids that the index must not answer for, as boxwood_ids has them: those that changed, and its rows that
  * are not live; NULL where there are none. Of an index that can be used: the generation is not -1.
  * DuckDB copies this beside every row of the index that a search finds, and it is small where `live` is not.
@@ -715,8 +707,7 @@ static void live_changed(duckdb_function_info info, duckdb_data_chunk input, duc
     for (idx_t r = 0; ok && r < rows; r++) {
         int64_t *dead = NULL;
         size_t n_dead = 0;
-        ok = transaction_open(&t, &of, r, &error) && dead_ids(&t, &dead, &n_dead, &error) &&
-             still_latest(&t, &error);
+        ok = transaction_open(&t, &of, r, &error) && dead_ids(&t, &dead, &n_dead, &error);
         if (ok && !t.n && !t.n_deleted && !n_dead) {
             set_null(output, r);
         } else if (ok) {

@@ -59,7 +59,6 @@ const uint8_t *values_at(const argument *a, idx_t row, uint64_t dims, bw_error *
 /* A row's list of ids; a NULL one is empty. False with the error where an id is NULL. `name` is for that. */
 bool ids_at(const argument *a, idx_t row, const char *name, const int64_t **ids, size_t *n, bw_error *error);
 
-void set_null(duckdb_vector output, idx_t row);
 void give_error(duckdb_function_info info, const char *function, const bw_error *error);
 
 /* The index in the folder of this name: bw_index_close. */

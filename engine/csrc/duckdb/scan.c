@@ -7,6 +7,7 @@
 #include <string.h>
 
 enum { SCAN_ID, SCAN_VOTES, SCAN_SCORE, SCAN_LEARNER, SCAN_COLUMNS };
+#define SCAN_GENERATION SCAN_LEARNER /* in functions that are stamped */
 
 static bool open_search(const call *call, opened *out, uint64_t *rows, bw_error *error) {
     bw_index *index = NULL;
@@ -18,6 +19,7 @@ static bool open_search(const call *call, opened *out, uint64_t *rows, bw_error 
     ok = ok && call->function->open(call, index, out, error);
     if (ok) {
         *rows = about.rows;
+        out->generation = (int64_t)about.generation;
     }
     bw_index_close(index); /* the search keeps its own hold */
     return ok;
@@ -28,6 +30,7 @@ static bool open_search(const call *call, opened *out, uint64_t *rows, bw_error 
 typedef struct scan {
     opened of;
     double score_unit;
+    atomic_bool told; /* the generation, by its own row */
 } scan;
 
 /* One thread's. Columns that the query does not use have no buffer: the core then does not compute them.
@@ -58,6 +61,7 @@ void scan_init(duckdb_init_info info) {
         return;
     }
     scan->score_unit = ldexp(1.0, -scan->of.score_shift);
+    atomic_init(&scan->told, !call->function->stamped);
     uint64_t morsels = bw_search_morsels(scan->of.search);
     duckdb_init_set_max_threads(info, morsels ? morsels : 1);
     duckdb_init_set_init_data(info, scan, scan_free);
@@ -121,10 +125,27 @@ void scan_local_init(duckdb_init_info info) {
     duckdb_init_set_init_data(info, worker, worker_free);
 }
 
+/* The row that tells the generation alone. */
+static void tell_generation(const scan *scan, const worker *worker, duckdb_data_chunk output) {
+    for (idx_t i = 0; i < worker->columns; i++) {
+        duckdb_vector vector = duckdb_data_chunk_get_vector(output, i);
+        if (worker->column[i] == SCAN_GENERATION) {
+            *(int64_t *)duckdb_vector_get_data(vector) = scan->of.generation;
+        } else if (worker->column[i] < SCAN_COLUMNS) {
+            set_null(vector, 0);
+        }
+    }
+    duckdb_data_chunk_set_size(output, 1);
+}
+
 void scan_next(duckdb_function_info info, duckdb_data_chunk output) {
     const call *call = duckdb_function_get_bind_data(info);
-    const scan *scan = duckdb_function_get_init_data(info);
+    scan *scan = duckdb_function_get_init_data(info);
     worker *worker = duckdb_function_get_local_init_data(info);
+    if (!atomic_load(&scan->told) && !atomic_exchange(&scan->told, true)) {
+        tell_generation(scan, worker, output);
+        return;
+    }
     if (worker->next == worker->batch.rows) {
         bw_error error = {0};
         worker->next = worker->batch.rows = 0;
@@ -147,6 +168,11 @@ void scan_next(duckdb_function_info info, duckdb_data_chunk output) {
             memcpy(data, worker->batch.ids + worker->next, (size_t)rows * sizeof(int64_t));
         } else if (worker->column[i] == SCAN_VOTES) {
             memcpy(data, worker->batch.votes + worker->next, (size_t)rows * sizeof(int32_t));
+        } else if (worker->column[i] == SCAN_GENERATION && call->function->stamped) {
+            int64_t *generations = data;
+            for (idx_t r = 0; r < rows; r++) {
+                generations[r] = scan->of.generation;
+            }
         } else if (worker->column[i] == SCAN_LEARNER) {
             /* One text for all rows: copies of the first one's cell share its characters. */
             duckdb_string_t *texts = data;

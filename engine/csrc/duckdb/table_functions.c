@@ -190,6 +190,23 @@ static const table_function boxwood_search = {.name = "boxwood_search",
                                               .bind = search_bind,
                                               .open = search_open};
 
+/* ---- boxwood_live_scan --------------------------------------------------------------------------------- */
+
+/* boxwood_search, and of which generation the index was. search_model holds that against what its transaction
+ * sees; a row more than was found has no id and tells it in any case. */
+static const column stamped_columns[] = {{"id", DUCKDB_TYPE_BIGINT},
+                                         {"votes", DUCKDB_TYPE_INTEGER},
+                                         {"score", DUCKDB_TYPE_DOUBLE},
+                                         {"generation", DUCKDB_TYPE_BIGINT},
+                                         END_OF_LIST};
+
+static const table_function boxwood_live_scan = {.name = "boxwood_live_scan",
+                                                 .parameters = model_parameters,
+                                                 .columns = stamped_columns,
+                                                 .bind = search_bind,
+                                                 .open = search_open,
+                                                 .stamped = true};
+
 /* ---- boxwood_count ------------------------------------------------------------------------------------- */
 
 static const column count_columns[] = {{"count", DUCKDB_TYPE_BIGINT},
@@ -558,4 +575,4 @@ static const table_function boxwood_boxes = {
 
 const table_function *const table_functions[] = {
     &boxwood_info,  &boxwood_knn,    &boxwood_range,   &boxwood_train, &boxwood_search,
-    &boxwood_count, &boxwood_refine, &boxwood_explain, &boxwood_boxes, NULL};
+    &boxwood_count, &boxwood_refine, &boxwood_explain, &boxwood_boxes, &boxwood_live_scan, NULL};

@@ -112,8 +112,8 @@ typedef struct table_function {
      * three of these. out->search is owned by the caller. */
     bool (*open)(const call *call, const bw_index *index, opened *out, bw_error *error);
     bool count; /* of `open`: one row with the number and the statistics instead of the rows */
-    /* of `open`: the fourth column is the index's generation, which a first row without anything else tells even
-     * where no row is found */
+    /* of `open`: the fourth column is the index's generation, which a first row without anything else tells
+     * even where no row is found */
     bool stamped;
 } table_function;
 

@@ -573,6 +573,14 @@ static const column boxes_columns[] = {{"estimator", DUCKDB_TYPE_INTEGER}, {"box
 static const table_function boxwood_boxes = {
     .name = "boxwood_boxes", .columns = boxes_columns, .bind = boxes_bind, .run = boxes_run};
 
-const table_function *const table_functions[] = {
-    &boxwood_info,  &boxwood_knn,    &boxwood_range,   &boxwood_train, &boxwood_search,
-    &boxwood_count, &boxwood_refine, &boxwood_explain, &boxwood_boxes, &boxwood_live_scan, NULL};
+const table_function *const table_functions[] = {&boxwood_info,
+                                                 &boxwood_knn,
+                                                 &boxwood_range,
+                                                 &boxwood_train,
+                                                 &boxwood_search,
+                                                 &boxwood_count,
+                                                 &boxwood_refine,
+                                                 &boxwood_explain,
+                                                 &boxwood_boxes,
+                                                 &boxwood_live_scan,
+                                                 NULL};

@@ -4,6 +4,7 @@
 --   the variable boxwood_index, MAP(VARCHAR, VARCHAR): collection -> index folder
 --   the variable boxwood_rows, of the same type: collection -> SQL that boxwood_rows_sql makes
 --   the variable boxwood_names, VARCHAR: the collections, for people
+--   the variable boxwood_database, VARCHAR: the database that they are in
 --   clip_text(collection, text, weights, template) -> UTINYINT[] and clip_image(collection, image), and the same with
 --   _fine for fine codes, which are NULL in collections without: encoder.sql has them in Python, shell.sql in the shell
 
@@ -166,3 +167,64 @@ CREATE OR REPLACE TEMP MACRO explain_model(collection, model) AS TABLE
 
 CREATE OR REPLACE TEMP MACRO collection_info(collection) AS TABLE
     SELECT * FROM boxwood_info(boxwood_path(collection));
+
+-- A query for the concepts of a collection, all versions: models with a name. The newest version of a name rules.
+CREATE OR REPLACE TEMP MACRO boxwood_concepts_sql(collection) AS
+    'FROM ' || boxwood_quoted([getvariable('boxwood_database'), 'boxwood']) || '.concepts WHERE collection = '
+    || boxwood_literal(coalesce(collection::VARCHAR, ''));
+
+-- The rows of a concept: id, votes, score. The views of the schema `concepts` ask for them by this name, which tells whoever
+-- opens the database without Boxwood what is missing; people write concept(..).
+CREATE OR REPLACE TEMP MACRO boxwood_concept(collection, name) AS TABLE
+    WITH boxwood_seen AS MATERIALIZED (FROM query(boxwood_of(getvariable('boxwood_rows'), collection))),
+    boxwood_kept AS MATERIALIZED (
+        SELECT max_by(k.model, k.version) FILTER (k.name = name::VARCHAR) AS model,
+               max_by(k.quantizer, k.version) FILTER (k.name = name::VARCHAR) AS quantizer,
+               coalesce(string_agg(DISTINCT k.name, ', ' ORDER BY k.name), 'none') AS others
+        FROM query(boxwood_concepts_sql(collection)) k)
+    SELECT unnest(
+        boxwood_live_search(
+            r,
+            CASE WHEN model IS NULL THEN error(
+                    'the collection ' || collection::VARCHAR || ' has no concept '
+                    || coalesce('''' || name::VARCHAR || '''', 'NULL') || '; it has: ' || others)
+                 WHEN quantizer <> r.quantizer THEN error(
+                    'the concept ' || name::VARCHAR || ' is of codes that ' || collection::VARCHAR
+                    || ' had before it was re-coded: train it again from its labels, which boxwood.concepts keeps')
+                 ELSE model
+            END,
+            current_setting('threads')::BIGINT),
+        max_depth := 2)
+    FROM boxwood_seen, boxwood_kept;
+
+CREATE OR REPLACE TEMP MACRO concept(collection, name) AS TABLE FROM boxwood_concept(collection, name);
+
+-- The concepts of a collection, one row each: name, version, learner, numbers of labels, note, created, and whether they are
+-- of its codes.
+CREATE OR REPLACE TEMP MACRO concept_list(collection) AS TABLE
+    SELECT k.name, k.version, k.learner, len(k.positives)::BIGINT AS positives, len(k.negatives)::BIGINT AS negatives,
+           k.note, k.created, k.quantizer = r.quantizer AS current
+    FROM query(boxwood_concepts_sql(collection)) k, query(boxwood_of(getvariable('boxwood_rows'), collection))
+    QUALIFY row_number() OVER (PARTITION BY k.name ORDER BY k.version DESC) = 1
+    ORDER BY k.name;
+
+-- A concept to be kept, or the next version of one: what train_model trains, as a row of boxwood.concepts. Macros cannot
+-- write:
+--   INSERT INTO boxwood.concepts BY NAME FROM new_concept('photos', 'leopard', positives := [17, 42], negatives := [5]);
+CREATE OR REPLACE TEMP MACRO new_concept(
+    collection, name, positives := NULL, negatives := [], note := '', text := NULL, query := NULL, query_fine := NULL,
+    learner := 'cover', estimators := 25, boxes := 0, random_negatives := NULL, negative_weight := 1.0, seed := 0,
+    prior := true, rerank := false, guard := true
+) AS TABLE
+    WITH boxwood_trained AS MATERIALIZED (
+        SELECT r, boxwood_train_rows(
+            r, collection, positives, negatives, text, query, query_fine, learner, estimators, boxes, random_negatives,
+            negative_weight, seed, prior, rerank, guard) AS t
+        FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
+    SELECT collection::VARCHAR AS collection, name::VARCHAR AS name,
+           (SELECT coalesce(max(k.version), 0) + 1 FROM query(boxwood_concepts_sql(collection)) k
+             WHERE k.name = name::VARCHAR) AS version,
+           t.model AS model, t.learner AS learner, r.quantizer AS quantizer,
+           coalesce(positives::BIGINT[], []) AS positives, coalesce(negatives::BIGINT[], []) AS negatives,
+           coalesce(note::VARCHAR, '') AS note
+    FROM boxwood_trained;

@@ -59,3 +59,29 @@ CREATE TABLE IF NOT EXISTS boxwood.deleted (
     id BIGINT NOT NULL,
     generation BIGINT NOT NULL                 -- the collection's, by the deletion
 );
+
+-- Models with a name; the newest version rules. Each name has a view concepts.<name> of the rows that it finds.
+CREATE TABLE IF NOT EXISTS boxwood.concepts (
+    collection VARCHAR NOT NULL,
+    name VARCHAR NOT NULL CHECK (regexp_full_match(name, '[A-Za-z_][A-Za-z0-9_]{0,62}')),
+    version BIGINT NOT NULL,
+    model VARCHAR NOT NULL,                    -- a JSON document
+    learner VARCHAR NOT NULL,
+    quantizer VARCHAR NOT NULL,                -- the collection's when it was saved; with another it is not used
+    positives BIGINT[] NOT NULL,               -- the labels that it was trained on, to train it again
+    negatives BIGINT[] NOT NULL,
+    note VARCHAR NOT NULL DEFAULT '',
+    created TIMESTAMP NOT NULL DEFAULT current_localtimestamp(),
+    PRIMARY KEY (collection, name, version)
+);
+
+-- What people do in the page: their query, their marks, their rounds.
+CREATE TABLE IF NOT EXISTS boxwood.sessions (
+    id VARCHAR PRIMARY KEY,
+    collection VARCHAR NOT NULL,
+    name VARCHAR NOT NULL,
+    revision BIGINT NOT NULL,                  -- raised by every change, so that none is written over unseen
+    state VARCHAR NOT NULL,                    -- JSON
+    created TIMESTAMP NOT NULL,
+    updated TIMESTAMP NOT NULL
+);

@@ -25,6 +25,7 @@ SET VARIABLE boxwood_rows = (
         MAP {}::MAP(VARCHAR, VARCHAR))
     FROM boxwood.collections
 );
+SET VARIABLE boxwood_database = current_database();
 SET VARIABLE boxwood_names = (SELECT coalesce(string_agg(name, ', ' ORDER BY name), 'none') FROM boxwood.collections);
 
 -- (collection, phrase) -> code, and fine code: there is no encoder here, only what was encoded before

@@ -26,10 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import boxwood
-from boxwood import Collection, native
+from boxwood import Collection, catalog, native
 from boxwood.encode import Head
 
 NAME = "photos"
+CONCEPT = "leopard"
 WIDTH = 48
 KINDS = ("codes", "fine", "table", "owned", "embeddings")
 """What a collection is made of: ready codes; with fine codes; with a table of the user's; with one
@@ -46,6 +47,10 @@ class State(NamedTuple):
     """One of KINDS; None: there is no collection."""
     rows: dict[int, int]
     """Versions of the live rows by their ids. Code and embedding follow from id and version."""
+    concept: tuple[int, ...] = ()
+    """Seeds of the versions of a concept, the newest last; empty: there is none."""
+    old: bool = False
+    """Whether the collection was re-coded since the newest version was saved."""
 
 
 # --- rows -----------------------------------------------------------------------------------------
@@ -94,13 +99,14 @@ def choose(rng: random.Random, state: State, next_id: int) -> Step:
         ["update", "delete", "transaction", "transaction", "refresh", "refresh", "compact", "ask",
          "ask", "repair", "reopen", "checkpoint", "sql_delete" if table else "delete",
          "recode" if state.kind == "embeddings" else "compact", "drop" if rng.random() < 0.2
-         else "append"]
+         else "append", "save_concept", "save_concept",
+         "drop_concept" if state.concept else "save_concept"]
     )  # fmt: skip
     if do == "append":
         return _append(rng, next_id)
     if do in ("update", "delete", "sql_delete"):
         return _some(rng, do, ids)
-    if do in ("recode", "ask"):
+    if do in ("recode", "ask", "save_concept"):
         return {"do": do, "seed": rng.randrange(1 << 30)}
     if do != "transaction":
         return {"do": do}
@@ -110,6 +116,9 @@ def choose(rng: random.Random, state: State, next_id: int) -> Step:
         if rng.random() < 0.4 or not there:
             step = _append(rng, next_id)
             next_id = max(step["ids"]) + 1
+        elif rng.random() < 0.25:
+            do_it = "drop_concept" if inside.concept and rng.random() < 0.4 else "save_concept"
+            step = {"do": do_it, "seed": rng.randrange(1 << 30)}
         else:
             step = _some(rng, rng.choice(["update", "delete", "sql_delete" if table else "update"]),
                          there)  # fmt: skip
@@ -134,6 +143,7 @@ def _some(rng: random.Random, do: str, ids: list[int]) -> Step:
 def after(step: Step, state: State) -> State:
     """What there is when a step is done."""
     do, rows = step["do"], dict(state.rows)
+    concept, old = state.concept, state.old
     if do == "create":
         return State(step["kind"], {})
     if do == "drop":
@@ -148,7 +158,13 @@ def after(step: Step, state: State) -> State:
         for part in step["steps"]:
             inside = after(part, inside)
         return inside
-    return State(state.kind, rows)
+    elif do == "recode":
+        old = True
+    elif do == "save_concept":
+        concept, old = (*concept, step["seed"]), False
+    elif do == "drop_concept":
+        concept, old = (), False
+    return State(state.kind, rows, concept, old)
 
 
 def largest_id(step: Step) -> int:
@@ -190,7 +206,7 @@ class Store:
             self.con.execute("BEGIN")
             seen = False
             for part in step["steps"]:
-                seen |= part["do"] in ("append", "delete", "update")
+                seen |= part["do"] not in ("sql_delete", "ask")
                 if part["do"] == "ask":
                     # Python sees a transaction from its first change by way of a Collection on.
                     check_answers(self.con, photos if seen else None, state, part["seed"])
@@ -202,6 +218,12 @@ class Store:
             check_answers(self.con, photos, state, step["seed"])
         elif do == "recode":
             photos.recode(turned(step["seed"]))
+        elif do == "save_concept":
+            photos.save_concept(
+                CONCEPT, concept_model(step["seed"]), [step["seed"]], replace=bool(state.concept)
+            )
+        elif do == "drop_concept":
+            assert photos.drop_concept(CONCEPT) == len(state.concept)
         elif do == "drop":
             photos.drop()
             self.photos = None
@@ -267,9 +289,57 @@ def _has_fine(con: duckdb.DuckDBPyConnection) -> bool:
     return columns[-1][0] == "fine"
 
 
+def concept_model(seed: int) -> boxwood.Model:
+    low = seed % 120
+    return boxwood.Model.from_json(json.dumps({
+        "boxwood_model": 1, "learner": f"test_{seed}", "dims": 32, "threshold": 1,
+        "estimators": [[[[seed % 32, low, low + 80]]]],
+    }))  # fmt: skip
+
+
+def check_concept(con: duckdb.DuckDBPyConnection, state: State) -> None:
+    """That the database has the versions of a concept, each whole, and its view."""
+    kept = []
+    if catalog.exists(con):
+        kept = con.execute(
+            "SELECT collection, name, version, model, learner, positives FROM boxwood.concepts "
+            "ORDER BY version"
+        ).fetchall()
+    models = [concept_model(seed) for seed in state.concept]
+    assert kept == [
+        (NAME, CONCEPT, number + 1, model.to_json(), model.learner, [seed])
+        for number, (model, seed) in enumerate(zip(models, state.concept, strict=True))
+    ], f"concepts: {[row[4] for row in kept]}, not {state.concept}"
+    views = con.execute(
+        "SELECT view_name FROM duckdb_views() WHERE schema_name = 'concepts'"
+    ).fetchall()
+    assert views == ([(CONCEPT,)] if state.concept else []), "the view of the concept"
+
+
+def check_concept_rows(
+    con: duckdb.DuckDBPyConnection, photos: Collection | None, state: State, held: dict[int, bytes]
+) -> None:
+    """That the concept answers by its newest version, for the live rows."""
+    if not state.concept:
+        return
+    query = f"SELECT id FROM concepts.{CONCEPT} ORDER BY id"
+    if state.old:
+        # A statement that fails would end the transaction that it is in.
+        current = con.execute("SELECT current FROM concept_list(?)", [NAME]).fetchall()
+        assert current == [(False,)], "the concept is of older codes"
+        return
+    dim, low = state.concept[-1] % 32, state.concept[-1] % 120
+    inside = sorted(row for row, code in held.items() if low <= code[dim] <= low + 80)
+    assert [row for (row,) in con.execute(query).fetchall()] == inside, "concepts.leopard"
+    if photos is not None:
+        assert photos.concept(CONCEPT).version == len(state.concept)
+        assert sorted(photos.search(photos.concept(CONCEPT)).ids.tolist()) == inside, "concept"
+
+
 def check_rows(con: duckdb.DuckDBPyConnection, state: State) -> dict[int, bytes]:
-    """That the database holds the rows of a state; returns `stored`."""
+    """That the database holds the rows, and the concept, of a state; returns `stored`."""
     assert state.kind is not None
+    check_concept(con, state)
     held = stored(con, state.kind)
     assert held.keys() == state.rows.keys(), (
         f"lost: {sorted(state.rows.keys() - held.keys())[:5]}, "
@@ -296,6 +366,7 @@ def check_answers(
 ) -> None:
     """That SQL, and Python where there is a collection, answer by the live rows alone."""
     held = check_rows(con, state)
+    check_concept_rows(con, photos, state, held)
     ids = np.array(sorted(held), np.int64)
     codes = np.array([list(held[row][:32]) for row in ids.tolist()], np.uint8).reshape(-1, 32)
     rng = np.random.default_rng(seed)
@@ -416,18 +487,26 @@ def plant(point: str, passes: int, delay: float) -> None:
 
 
 def live(job: dict[str, Any], say: Callable[[dict[str, Any]], None]) -> None:
-    """Open the database and take random steps; `say` announces each, and its end."""
+    """Open the database and take the job's steps: so many random ones, or those of a list; `say`
+    announces each, and its end."""
     rng = random.Random(job["seed"])
-    state = State(job["kind"], {int(row): version for row, version in job["rows"].items()})
+    rows = {int(row): version for row, version in job["rows"].items()}
+    state = State(job["kind"], rows, tuple(job["concept"]), job["old"])
     next_id = job["next"]
     if job["point"]:
         plant(job["point"], job["passes"], job["delay"])
     say({"begin": {"do": "open"}})
     store = Store(Path(job["folder"]))
     say({"done": True})
-    for _ in range(job["steps"]):
-        step = choose(rng, state, next_id)
-        if "rmtree" in (job["point"] or "") and state.kind is not None and rng.random() < 0.3:
+    script = job["steps"] if isinstance(job["steps"], list) else [None] * job["steps"]
+    for planned in script:
+        step = planned or choose(rng, state, next_id)
+        if (
+            planned is None
+            and "rmtree" in (job["point"] or "")
+            and state.kind is not None
+            and rng.random() < 0.3
+        ):
             step = {"do": "drop"}  # few steps would come by there
         next_id = max(next_id, largest_id(step) + 1)
         say({"begin": step})

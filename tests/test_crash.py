@@ -108,6 +108,7 @@ def check(folder: Path, possible: list[State], seed: int) -> State:
     with boxwood.connect(folder / "store.duckdb") as con:
         if NAME not in Collection.list(con):
             assert any(state.kind is None for state in possible)
+            crash_worker.check_concept(con, State(None, {}))
             return State(None, {})
         reasons = []
         for state in possible:
@@ -152,7 +153,8 @@ def test_killed_at_any_moment(nursery: Nursery, tmp_path: Path, world: int) -> N
         planted = number % 2 == 0
         job = {
             "folder": str(tmp_path), "seed": seed + number, "steps": 16, "kind": state.kind,
-            "rows": state.rows, "next": next_id, "delay": rng.random() ** 2 * 0.03,
+            "rows": state.rows, "concept": state.concept, "old": state.old, "next": next_id,
+            "delay": rng.random() ** 2 * 0.03,
             "point": POINTS[(KILLS * world + number) // 2 % len(POINTS)] if planted else None,
             "passes": rng.choice([0, 0, 0, 1, 3]),
         }  # fmt: skip
@@ -167,3 +169,35 @@ def test_killed_at_any_moment(nursery: Nursery, tmp_path: Path, world: int) -> N
         where[f"{job['point'] or 'at random'}: {at}"] += killed
     assert kills >= KILLS // 2
     print(f"seed {seed}: {kills} kills, {', '.join(place for place in (+where).elements())}")
+
+
+def test_killed_while_concepts_are_saved(nursery: Nursery, tmp_path: Path) -> None:
+    """A version more, or one less, is committed whole: in the table and as a view."""
+    state, job = State(None, {}), {"folder": str(tmp_path), "seed": 1, "next": 0, "delay": 0.001}
+    save = {"do": "save_concept", "seed": 40}
+    steps = [{"do": "create", "kind": "owned"},
+             {"do": "append", "ids": list(range(50)), "version": 1, "beside": False}]  # fmt: skip
+    job |= {"rows": {}, "kind": None, "concept": (), "old": False, "point": None, "passes": 0}
+    possible, _, killed, _ = run_until_killed(nursery, {**job, "steps": steps}, state, 0, 0.0)
+    assert not killed
+    state = check(tmp_path, possible, 1)
+    found = set()
+    for number, what in enumerate(["save", "replace", "drop"] * 3):
+        script = {
+            "save": [{"do": "drop_concept"}] * bool(state.concept) + [save],
+            "replace": [save] * (not state.concept) + [{**save, "seed": 80 + number}],
+            "drop": [save] * (not state.concept) + [{"do": "drop_concept"}],
+        }[what]
+        job |= {
+            "kind": state.kind, "rows": state.rows, "concept": state.concept, "steps": script,
+            "point": f"{('before', 'during', 'after')[number // 3]} commit",
+            "passes": len(script) - 1,
+        }  # fmt: skip
+        possible, _, killed, at = run_until_killed(nursery, job, state, 0, 0.0)
+        assert killed
+        assert at == script[-1]["do"]
+        state = check(tmp_path, possible, number)
+        place = possible.index(state)
+        assert number // 3 == 1 or place == number // 6, (number, what)
+        found.add(place)
+    assert found == {0, 1}

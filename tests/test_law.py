@@ -25,7 +25,10 @@ def floors(beginning: str) -> list[set[str]]:
 
 FLOORS = [*floors("The package, floor by floor"), {"__main__"}]
 ENCODE = {"errors", "scenes"}
+FOLDERS = {"encode", "serve"}
+"""Parts of the package that are a folder each, and one name on a floor."""
 TORCH = {"torch", "torchvision", "open_clip", "timm"}
+WEB = {"fastapi", "starlette", "uvicorn", "pydantic", "anyio"}
 C_FLOORS = floors("The core in the same way")
 LIBC = {
     "errno.h", "fcntl.h", "float.h", "inttypes.h", "limits.h", "math.h", "pthread.h", "sched.h",
@@ -53,14 +56,14 @@ def imports(path: Path) -> set[tuple[str, int]]:
 
 def own(path: Path) -> set[str]:
     """Modules of the package that a file imports: the first name below `boxwood`."""
-    inside_encode = path.parent.name == "encode"
+    inside = path.parent.name in FOLDERS
     names = set()
     for name, level in imports(path):
-        if level == (2 if inside_encode else 1):
+        if level == (2 if inside else 1):
             names.add(name.split(".")[0])
         elif level == 0 and name.startswith("boxwood."):
             names.add(name.split(".")[1])
-    modules = {p.stem for p in PACKAGE.glob("*.py")} | {"encode"}
+    modules = {p.stem for p in PACKAGE.glob("*.py")} | FOLDERS
     return names & modules - {"__init__"}
 
 
@@ -72,7 +75,7 @@ def modules() -> list[Path]:
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_python_modules_use_lower_floors_only(path: Path) -> None:
-    name = "encode" if path.parent.name == "encode" else path.stem
+    name = path.parent.name if path.parent.name in FOLDERS else path.stem
     floor = next((i for i, names in enumerate(FLOORS) if name in names), None)
     assert floor is not None, f"{name} has no floor: add it to docs/ARCHITECTURE.md"
     allowed = ENCODE if name == "encode" else set().union(*FLOORS[:floor])
@@ -80,12 +83,14 @@ def test_python_modules_use_lower_floors_only(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_only_encode_knows_torch_and_only_native_knows_cffi(path: Path) -> None:
+def test_only_encode_knows_torch_only_native_cffi_and_only_serve_the_web(path: Path) -> None:
     roots = {name.split(".")[0] for name, level in imports(path) if level == 0}
     if path.parent.name != "encode":
         assert not roots & TORCH
     if path.stem != "native":
         assert "cffi" not in roots
+    if path.parent.name != "serve":
+        assert not roots & WEB
 
 
 def test_the_package_imports_without_torch() -> None:
@@ -130,7 +135,7 @@ def test_c_core_uses_lower_floors_and_libc_alone(path: Path) -> None:
 def test_every_floor_is_lived_on() -> None:
     lived = {unit(path.name) for path in c_files("core")}
     assert lived == set().union(*C_FLOORS)
-    names = {path.stem for path in PACKAGE.glob("*.py")} | {"encode"}
+    names = {path.stem for path in PACKAGE.glob("*.py")} | FOLDERS
     assert names - {"__init__"} == set().union(*FLOORS)
 
 

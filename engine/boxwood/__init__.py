@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from boxwood.collection import AddReport, Collection, Encoded, Estimate, Recoded, Refined
+    from boxwood.concepts import Concept
     from boxwood.connection import connect, load
     from boxwood.encode import Encoder, Head, Quantizer
     from boxwood.encode.vocabulary import TINY
@@ -40,6 +41,7 @@ __all__ = [
     "AddReport",
     "Cancelled",
     "Collection",
+    "Concept",
     "DatabaseLocked",
     "Encoded",
     "Encoder",
@@ -68,6 +70,7 @@ __all__ = [
 
 _HOMES = {
     "collection": ("AddReport", "Collection", "Encoded", "Estimate", "Recoded", "Refined"),
+    "concepts": ("Concept",),
     "connection": ("connect", "load"),
     "encode": ("Encoder", "Head", "Quantizer"),
     "encode.vocabulary": ("TINY",),

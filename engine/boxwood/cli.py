@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from boxwood.collection import Collection
+    from boxwood.collection import Collection, Refined
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 LEARNERS = ("cover", "branch", "ensemble", "tree", "forest")
@@ -32,6 +34,7 @@ _EXAMPLES = {
     "": """\
   boxwood demo
   boxwood create photos.duckdb photos --images ~/Pictures --encoder ViT-B-32/laion2b_s34b_b79k
+  boxwood serve photos.duckdb --open
   boxwood search photos.duckdb photos "a leopard" --sheet leopards.png
   boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8 --save-model leopard.json
   boxwood export photos.duckdb photos --model leopard.json --out leopards.parquet
@@ -40,6 +43,13 @@ _EXAMPLES = {
   boxwood demo
   boxwood demo --folder small-demo --images 1000 --open
   boxwood demo --query "a pink heart" --query "a dotted ring on a gray background"
+  boxwood demo --serve --open
+""",
+    "serve": """\
+  boxwood serve photos.duckdb --open
+  boxwood serve photos.duckdb --read-only --port 9000
+  boxwood serve photos.duckdb --root ~/Pictures --root /mnt/archive
+  boxwood serve photos.duckdb --host 0.0.0.0
 """,
     "create": """\
   boxwood create photos.duckdb photos --images ~/Pictures --encoder ViT-B-32/laion2b_s34b_b79k
@@ -73,6 +83,12 @@ _EXAMPLES = {
   boxwood refine photos.duckdb photos --positives 17,42 --learner ensemble --paper
   boxwood refine photos.duckdb photos --positives @right.txt --negatives @wrong.txt --json
   boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8 --save-model m.json
+  boxwood refine photos.duckdb photos --positives 17,42 --negatives 5,8 --save-concept leopard
+""",
+    "concepts": """\
+  boxwood concepts photos.duckdb
+  boxwood concepts photos.duckdb photos --json
+  boxwood concepts photos.duckdb photos --drop leopard
 """,
     "info": """\
   boxwood info photos.duckdb
@@ -81,7 +97,7 @@ _EXAMPLES = {
 """,
     "export": """\
   boxwood export photos.duckdb photos --model m.json --out found.parquet
-  boxwood export photos.duckdb photos --model m.json --out found.csv
+  boxwood export photos.duckdb photos --concept leopard --out found.csv
 """,
     "head train": """\
   boxwood head train pairs.parquet --out clip.head.npz
@@ -237,6 +253,22 @@ def _weight(text: str) -> float:
     return weight
 
 
+def _port(text: str) -> int:
+    port = _whole(text, 0)
+    if port > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port: they go up to 65535")
+    return port
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._~-]{16,200}", text):
+        raise argparse.ArgumentTypeError(
+            "a token has 16 to 200 letters, digits and any of . _ ~ -, so that it can be part of "
+            "an address and not be guessed"
+        )
+    return text
+
+
 def _widths(text: str) -> list[int]:
     return [_positive(word.strip()) for word in text.split(",")]
 
@@ -300,13 +332,52 @@ def _parser() -> argparse.ArgumentParser:
                      help="where to put pictures, database and report (default: %(default)s)")
     sub.add_argument("--images", type=_positive, default=4000, metavar="N",
                      help="how many pictures (default: %(default)s)")
-    sub.add_argument("--rounds", type=_positive, default=4, metavar="N",
-                     help="rounds of labels and refinement (default: %(default)s)")
+    sub.add_argument("--rounds", type=_positive, metavar="N",
+                     help="rounds of labels and refinement (default: 4)")
     sub.add_argument("--query", action="append", metavar="WORDS",
                      help="what to search for, in the words of the scenes; may be repeated")
     sub.add_argument("--seed", type=_count, default=0, help="other pictures (default: 0)")
-    sub.add_argument("--open", action="store_true", help="open the report in a browser")
+    sub.add_argument("--open", action="store_true",
+                     help="open the report in a browser; with --serve, the page")
+    sub.add_argument("--serve", action="store_true",
+                     help="make the collection, and then serve the page to search it, in place of "
+                     "the report")
+    sub.add_argument("--port", type=_port, metavar="N",
+                     help="with --serve: where to listen; 0: any free one (default: 8321)")
     progress(sub)
+
+    sub = command(
+        "serve", _serve, "search, mark, refine and export in a browser",
+        "Serves a page, and a JSON API at /api (described by /api/openapi.json), until Ctrl-C. "
+        "Only this machine can reach it unless --host says otherwise; then a token is part of the "
+        "address that is printed. Pictures are sent from where their collection says, decoded and "
+        "encoded again, and nothing that is not an image.",
+    )
+    sub.add_argument("database", type=Path, metavar="DATABASE", help="the DuckDB file")
+    sub.add_argument("--host", default="127.0.0.1", metavar="ADDRESS",
+                     help="where to listen; 0.0.0.0: at every address of this machine "
+                     "(default: %(default)s)")
+    sub.add_argument("--port", type=_port, default=8321, metavar="N",
+                     help="0: any free one (default: %(default)s)")
+    sub.add_argument("--name", action="append", default=[], metavar="NAME",
+                     help="a further name by which the page is asked for, as behind a proxy; may "
+                     "be repeated")
+    sub.add_argument("--open", action="store_true", help="open the page in a browser")
+    sub.add_argument("--read-only", action="store_true",
+                     help="open the database to read: others may too; sessions are then kept until "
+                     "the end only, and concepts cannot be saved")
+    sub.add_argument("--root", action="append", default=[], type=Path, metavar="FOLDER",
+                     help="send pictures from this folder only, also through links in paths; paths "
+                     "that are not whole begin here; may be repeated (default: from the very "
+                     "paths that the collection has)")
+    sub.add_argument("--remote", action="store_true",
+                     help="fetch pictures whose uri is an http or https address of the open "
+                     "network")
+    sub.add_argument("--token", type=_token, metavar="TOKEN",
+                     help="what the address must hold (default: none at loopback addresses, else "
+                     "one that is made up)")
+    sub.add_argument("--cache", type=Path, metavar="FOLDER",
+                     help="where thumbnails are kept (default: DATABASE.boxwood/thumbnails)")
 
     def adding(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--column", metavar="NAME",
@@ -442,9 +513,22 @@ def _parser() -> argparse.ArgumentParser:
                      help="draw the rows shown on a contact sheet (.png or .jpg)")
     sub.add_argument("--save-model", type=Path, metavar="FILE",
                      help="write the model as JSON, for `boxwood export`")
+    sub.add_argument("--save-concept", metavar="NAME",
+                     help="keep model and labels in the database, as the SQL view concepts.NAME, "
+                     "which has images that are added later too")
+    sub.add_argument("--note", metavar="TEXT", help="with --save-concept: a note to keep with it")
+    sub.add_argument("--replace", action="store_true",
+                     help="with --save-concept: where there is one of that name, save its next "
+                     "version")
     sub.add_argument("--sql", action="store_true",
                      help="also print the query that does the same in SQL")
     output(sub)
+
+    sub = command("concepts", _concepts, "list the models that were saved under names",
+                  "Each is a view in SQL: SELECT * FROM concepts.NAME.")
+    place(sub, optional=True)
+    sub.add_argument("--drop", metavar="NAME", help="remove this one, with all its versions")
+    output(sub, with_csv=False)
 
     sub = command("info", _info, "show the collections of a database, or one of them")
     place(sub, optional=True)
@@ -452,13 +536,16 @@ def _parser() -> argparse.ArgumentParser:
                      help="print what to type to use the collection in DuckDB's own shell")
     output(sub, with_csv=False)
 
-    sub = command("export", _export, "write every image that a model finds to a file",
+    sub = command("export", _export, "write every image that a model or concept finds to a file",
                   "The rows carry id, votes, score and the metadata, best first. A metadata column "
                   "of one of these names is called score_1 and the like; where the metadata have "
                   "several rows of an id, one of them is taken.")
     place(sub)
-    sub.add_argument("--model", type=Path, required=True, metavar="FILE",
-                     help="a model, from `boxwood refine --save-model`")
+    which = sub.add_mutually_exclusive_group(required=True)
+    which.add_argument("--model", type=Path, metavar="FILE",
+                       help="a model, from `boxwood refine --save-model`")
+    which.add_argument("--concept", metavar="NAME",
+                       help="a concept, from `boxwood refine --save-concept`")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE",
                      help="the file to write: .parquet, .csv or .json")
 
@@ -736,11 +823,67 @@ def _sheet(args: argparse.Namespace, rows: pa.Table, marks: dict[int, Any], titl
 
 
 def _demo(args: argparse.Namespace) -> int:
+    if args.serve and (args.rounds is not None or args.query):
+        args.parser.error("--rounds and --query belong to the report, which --serve leaves out")
+    if args.port is not None and not args.serve:
+        args.parser.error("--port belongs to --serve")
+    if args.serve:
+        _check_serve()
     from boxwood import demo
 
+    if args.serve:
+        database = demo.prepare(
+            args.folder, images=args.images, seed=args.seed, progress=_wants_progress(args)
+        )
+        from boxwood.serve.server import PORT, serve
+
+        args.serving = True
+        serve(
+            database, port=PORT if args.port is None else args.port, open_page=args.open,
+            roots=[args.folder], say=_say,
+        )  # fmt: skip
+        return OK
     demo.run(
-        args.folder, images=args.images, seed=args.seed, rounds=args.rounds,
+        args.folder, images=args.images, seed=args.seed, rounds=args.rounds or 4,
         queries=args.query or demo.QUERIES, progress=_wants_progress(args), open_report=args.open,
+    )  # fmt: skip
+    return OK
+
+
+def _check_serve() -> None:
+    """The page's packages are an extra. Told before any work."""
+    packages = {"fastapi": "fastapi", "uvicorn": "uvicorn", "pydantic": "pydantic", "PIL": "pillow"}
+    lacking = [p for module, p in packages.items() if importlib.util.find_spec(module) is None]
+    if lacking:
+        raise CommandError(
+            f"the page needs {', '.join(lacking)}, which "
+            f"{'is' if len(lacking) == 1 else 'are'} not installed: pip install 'boxwood[serve]'"
+        )
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    _check_serve()
+    for root in args.root:
+        if not root.expanduser().is_dir():
+            raise CommandError(f"--root {root}: there is no such folder")
+    import boxwood
+
+    with _connection(args, write=not args.read_only) as con:
+        if not boxwood.Collection.list(con):
+            raise CommandError(
+                f"{args.database} has no collections; `boxwood create {args.database} NAME "
+                "--images FOLDER` makes one"
+            )
+    from boxwood.serve.server import serve
+
+    serve(
+        args.database, host=args.host, port=args.port, names=args.name, read_only=args.read_only,
+        roots=args.root, remote=args.remote, token=args.token, cache=args.cache,
+        open_page=args.open, say=_say,
     )  # fmt: skip
     return OK
 
@@ -956,6 +1099,8 @@ def _keep_phrase(args: argparse.Namespace) -> None:
 def _refine(args: argparse.Namespace) -> int:
     if not args.positives and args.text is None and args.image is None:
         args.parser.error("name right images, --positives IDS, or say what is sought, --text WORDS")
+    if args.save_concept is None and (args.note is not None or args.replace):
+        args.parser.error("--note and --replace go with --save-concept")
     options = {
         name: value
         for name in ("estimators", "random_negatives", "negative_weight")
@@ -976,6 +1121,8 @@ def _refine(args: argparse.Namespace) -> int:
             _note(f"wrote {args.save_model}")
     if args.text is not None:
         _keep_phrase(args)
+    if args.save_concept is not None:
+        _save_concept(args, found)
     if args.json:
         document: dict[str, Any] = {
             "count": found.count, "learner": found.learner, "estimate": asdict(found.estimate),
@@ -994,6 +1141,67 @@ def _refine(args: argparse.Namespace) -> int:
         say(str(found.estimate))
     if found.note:
         say(f"note: {found.note}")
+    return OK
+
+
+def _save_concept(args: argparse.Namespace, found: Refined) -> None:
+    with _collection(args, write=True) as collection:
+        if args.save_concept in collection.concept_names() and not args.replace:
+            raise CommandError(
+                f"{args.name} has a concept {args.save_concept!r} already: --replace saves this as "
+                "its next version"
+            )
+        saved = collection.save_concept(
+            args.save_concept, found, args.positives, args.negatives, note=args.note or "",
+            replace=args.replace,
+        )  # fmt: skip
+        _note(f"saved the concept {saved.name}, version {saved.version}")
+
+
+def _concepts(args: argparse.Namespace) -> int:
+    import boxwood
+
+    if args.drop is not None:
+        if args.name is None:
+            args.parser.error("--drop needs the collection's name")
+        with _collection(args, write=True) as collection:
+            count = collection.drop_concept(args.drop)
+        print(f"dropped the concept {args.drop}, {count} version{'s' * (count > 1)}")
+        return OK
+    listed = []
+    with _connection(args) as con:
+        for name in _each(args, con):
+            collection = boxwood.Collection.open(con, name)
+            for concept in collection.concepts():
+                row = {
+                    "collection": name,
+                    "name": concept.name,
+                    "version": concept.version,
+                    "learner": concept.learner,
+                    "images": collection.count(concept) if concept.current else None,
+                    "positives": concept.positives,
+                    "negatives": concept.negatives,
+                    "created": concept.created.isoformat(" ", "seconds"),
+                    "note": concept.note,
+                }
+                listed.append(row)
+                if not concept.current:
+                    _note(
+                        f"{concept.name} is of codes that {name} had before it was re-coded: train "
+                        "it again from its labels, which --json shows"
+                    )
+    if args.json:
+        print(json.dumps(listed, ensure_ascii=False, indent=1))
+    elif listed:
+        from boxwood.report import text_table
+
+        cells = [
+            [len(value) if isinstance(value, list) else value for value in row.values()]
+            for row in listed
+        ]
+        print(text_table(list(listed[0]), cells))
+    else:
+        print(f"{args.database} has no concepts; `boxwood refine --save-concept NAME` saves one")
     return OK
 
 
@@ -1065,13 +1273,17 @@ def _export(args: argparse.Namespace) -> int:
     import boxwood
     from boxwood.catalog import literal
 
-    model = boxwood.Model.load(args.model)
+    model = None if args.model is None else boxwood.Model.load(args.model)
     with _collection(args) as collection:
+        if model is None:
+            collection.concept(args.concept).usable_model()  # the errors of Python are shorter
+            source = f"concept({literal(args.name)}, {literal(args.concept)})"
+        else:
+            source = f"search_model({literal(args.name)}, {literal(model.to_json())})"
         columns, join = _metadata_join(collection, ("id", "votes", "score"))
         [(count,)] = collection.con.execute(
             "COPY (WITH boxwood_hits AS MATERIALIZED (SELECT id, votes, score "
-            f"FROM boxwood_search({literal(collection.index_path)}, "
-            f"model := {literal(model.to_json())})) "
+            f"FROM {source}) "
             f"SELECT boxwood_hits.*{columns} FROM boxwood_hits {join} "
             "ORDER BY boxwood_hits.score DESC, boxwood_hits.id) "
             f"TO {literal(args.out)} (FORMAT {form})"
@@ -1194,6 +1406,8 @@ def _head_show(args: argparse.Namespace) -> int:
 
 def _go_on(args: argparse.Namespace) -> str:
     """What an interrupted command has left, and what to do next."""
+    if args.command == "serve" or "serving" in args:
+        return "the page has ended; what was saved is kept"
     if args.command == "demo":
         return "the same command goes on"
     if args.command == "head":

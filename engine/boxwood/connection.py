@@ -120,6 +120,7 @@ def name_indexes(con: duckdb.DuckDBPyConnection) -> None:
         _set_map(con, "boxwood_index", paths, map(literal, paths.values()))
         _set_map(con, "boxwood_rows", paths, rows)
         con.execute(f"SET VARIABLE boxwood_names = {literal(', '.join(sorted(paths)) or 'none')}")
+        con.execute("SET VARIABLE boxwood_database = current_database()")
 
 
 def _set_map(

@@ -11,6 +11,7 @@ import os
 import threading
 import uuid as uuids
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
@@ -970,8 +971,14 @@ def _threads(threads: int) -> int:
     return check_count(threads, "threads", 0, 4096)
 
 
+stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=None)
+"""An event by which another thread stops what this context runs: it then raises Cancelled."""
+
+
 def _interruptible(work: Callable[[Any], None]) -> None:
-    """Run `work(cancel)` in another thread, and set the cancel flag when Ctrl-C comes."""
+    """Run `work(cancel)` in another thread, and set the cancel flag when Ctrl-C comes, or the event
+    in `stopping` is set."""
+    stop = stopping.get()
     cancel = ffi.new("int32_t *")
     raised: list[BaseException] = []
 
@@ -986,6 +993,8 @@ def _interruptible(work: Callable[[Any], None]) -> None:
         thread.start()
         while thread.is_alive():
             thread.join(0.1)  # the signal may have come to another thread, which wakes nobody
+            if stop is not None and stop.is_set():
+                raise errors.Cancelled("nobody waits for this any more")
     except BaseException:
         cancel[0] = 1
         if thread.ident is not None:  # else it has not begun, and will see the flag when it does

@@ -227,8 +227,7 @@ class Demo:
 
     def run(self) -> list[Answer]:
         """Do everything; returns the answers, one a query."""
-        if not 100 <= self.images <= 50_000:
-            raise InputError(f"--images must be from 100 to 50000, not {self.images}")
+        self._check_images()
         if not 1 <= self.rounds <= 20:
             raise InputError(f"--rounds must be from 1 to 20, not {self.rounds}")
         for query in self.queries:
@@ -251,7 +250,35 @@ class Demo:
         self._closing(time.perf_counter() - begin)
         return answers
 
+    def prepare(self) -> Path:
+        """The pictures and the collection alone, with what is known of each picture in columns;
+        returns the database."""
+        self._check_images()
+        self._claim()
+        _, files = self._pictures()
+        collection = self._collection(files)
+        try:
+            self._ids(collection, files)
+            self._describe(collection.con)
+        finally:
+            collection.con.close()
+        return self._database
+
     # -- files and collection
+
+    def _check_images(self) -> None:
+        if not 100 <= self.images <= 50_000:
+            raise InputError(f"--images must be from 100 to 50000, not {self.images}")
+
+    def _describe(self, con: Any) -> None:
+        """Put the words for each picture beside it, to filter and count by."""
+        for name in ("background", "shape", "colour", "size", "pattern", "place", "caption"):
+            con.execute(f"ALTER TABLE {COLLECTION} ADD COLUMN IF NOT EXISTS {name} VARCHAR")
+            con.execute(
+                f"UPDATE {COLLECTION} SET {name} = truth.{name} FROM truth "
+                f"WHERE truth.id = {COLLECTION}.id AND {COLLECTION}.{name} IS DISTINCT FROM "
+                f"truth.{name}"
+            )
 
     def _claim(self) -> None:
         """Mark the folder as a demo's, unless somebody else's files are in the way."""
@@ -564,3 +591,11 @@ def run(
     if open_report:
         webbrowser.open((Path(folder) / "report.html").resolve().as_uri())
     return answers
+
+
+def prepare(
+    folder: str | Path, *, images: int = 4000, seed: int = 0, progress: bool = False
+) -> Path:
+    """Make the demo's pictures and collection in `folder`, or go on where an earlier run stopped;
+    returns the path of the database."""
+    return Demo(Path(folder), images, seed, progress=progress).prepare()

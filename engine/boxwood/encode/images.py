@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -80,13 +80,24 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".")
 
 
-def load_image(source: str | Path | IO[bytes]) -> Image.Image:
+def load_image(
+    source: str | Path | IO[bytes],
+    *,
+    longer: int | None = None,
+    pixels: int = MAX_PIXELS,
+    formats: Sequence[str] | None = None,
+) -> Image.Image:
     """Decode an image file, or an open one, to an RGB picture, upright.
+
+    longer: larger images come reduced, to a longer side of at least this; None: to a shorter one
+        of at least `SIDE`.
+    pixels: images of more are refused before they are decoded.
+    formats: what Pillow calls the kinds that are taken; None: all that it knows.
 
     Any mode that Pillow reads will do: grey, palette, CMYK and 16-bit images are converted,
     transparent ones laid on white, of animated ones the first frame is taken, and the camera's
-    orientation is applied. Large images come reduced; ``info["file_size"]`` has the width and
-    height of what the file holds. Raises ImageError for what cannot be decoded in full.
+    orientation is applied. ``info["file_size"]`` has the width and height of what the file holds,
+    ``info["file_format"]`` its kind. Raises ImageError for what cannot be decoded in full.
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -97,26 +108,29 @@ def load_image(source: str | Path | IO[bytes]) -> Image.Image:
 
     path = source if isinstance(source, (str, Path)) else getattr(source, "name", "image")
     try:
-        with _file(source) as file, _open(Image, file) as image:
+        with _file(source) as file, _open(Image, file, formats) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
+            if width * height > pixels:
                 raise ImageError(
                     path,
-                    f"{width} x {height} pixels are more than {MAX_PIXELS // 1_000_000} million; "
+                    f"{width} x {height} pixels are more than {pixels // 1_000_000} million; "
                     "reduce the image first",
                     "decompression bomb",
                 )
             shrink = SIDE / max(1, min(width, height))
+            if longer is not None:
+                shrink = longer / max(1, width, height)
             if shrink < 1:  # JPEG decodes at a half, a quarter or an eighth for less work
                 image.draft(None, (int(width * shrink), int(height * shrink)))
             image.load()
             picture = _rgb(Image, image)
-            factor = min(picture.size) // SIDE
+            factor = min(picture.size) // SIDE if longer is None else max(picture.size) // longer
             if factor > 1:
                 picture = picture.reduce(factor)
             picture = _upright(Image, image, picture)
             turned = (picture.width > picture.height) != (width > height)
             picture.info["file_size"] = (height, width) if turned else (width, height)
+            picture.info["file_format"] = image.format or ""
             return picture
     except UnidentifiedImageError as error:
         reason, kind = _unknown(source)
@@ -198,14 +212,17 @@ def open_file(path: str | Path) -> IO[bytes]:
         raise ImageError(path, error.strerror or str(error), "unreadable") from error
 
 
-def _open(pillow: Any, source: IO[bytes]) -> Image.Image:
+def _open(pillow: Any, source: IO[bytes], formats: Sequence[str] | None) -> Image.Image:
+    if formats is not None:
+        pillow.init()
+        formats = [name for name in formats if name in pillow.OPEN]  # some come with plug-ins
     # Pillow's own limit is a third of ours and belongs to the whole process. The lock is not held
     # while a file is opened: one that hangs would stop all others.
     with _limit:
         _opening.append(_opening[0] if _opening else pillow.MAX_IMAGE_PIXELS)
         pillow.MAX_IMAGE_PIXELS = None
     try:
-        image: Image.Image = pillow.open(source)
+        image: Image.Image = pillow.open(source, formats=formats)
         return image
     finally:
         with _limit:

@@ -226,7 +226,8 @@ class Person:
 
     def come(self, path: str = "") -> Person:
         self.page.goto(self.url + path)
-        expect(self.page.locator("#collection")).to_be_enabled()
+        expect(self.find("#collection option")).not_to_have_count(0)
+        expect(self.find("#learners input")).not_to_have_count(0)
         return self
 
     def find(self, selector: str, **which: Any) -> Locator:

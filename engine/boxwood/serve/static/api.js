@@ -1,7 +1,7 @@
 // Talks to the server: one function for JSON, one for uploads, one for events. Every request has a
 // time limit and can be aborted; every failure is an ApiError with words for people.
 
-export class ApiError extends Error {
+class ApiError extends Error {
     /** kind: the server's ("gone", "conflict", ...), or "away", "timeout", "aborted". */
     constructor(kind, message, status = 0, body = null) {
         super(message);

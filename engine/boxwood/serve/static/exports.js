@@ -23,7 +23,7 @@ function show() {
     const dialog = $("#export-dialog");
     const { total } = results.main;
     const { zip_files: files, zip_bytes: size } = store.info.limits;
-    const tooMany = total > files;
+    const limit = ` ${total > files ? "The best" : "At most"} ${number(files)} files, ${bytes(size)}.`;
     const columns = store.collection.columns.map(({ name }) => name);
     const boxes = columns.map((name) => h("label", { class: "check" }, h("input", {
         type: "checkbox", name: "column", value: name, checked: true,
@@ -40,7 +40,7 @@ function show() {
                 h("legend", {}, "As"), FORMATS.map(([value, title, words], at) => h("label", { class: "learner" },
                 h("input", { type: "radio", name: "format", value, checked: at === 0 }),
                 h("span", {},
-                    h("strong", {}, title), h("span", { class: "hint" }, value === "zip" ? `${words} ${tooMany ? "The best " : "At most "}${number(files)} files, ${bytes(size)}.` : words))))),
+                    h("strong", {}, title), h("span", { class: "hint" }, words, value === "zip" ? limit : ""))))),
             boxes.length ? h("details", {}, h("summary", {}, "Columns"), h("div", { class: "columns" }, boxes)) : "",
             h("button", { type: "submit", class: "primary", icon: "download", id: "export-start" }, "Export")),
         status);

@@ -46,7 +46,7 @@ function drawSort() {
     $("#sort-direction").setAttribute("aria-pressed", String(descending));
 }
 
-export function describe(filter) {
+function describe(filter) {
     const { column, op, values, low, high, text, negate } = filter;
     const not = negate ? "not " : "";
     if (op === "in") return `${column}: ${not}${values.map(String).join(", ")}`;

@@ -3,7 +3,7 @@
 // where a page comes from is told by its owner.
 import { h } from "./dom.js";
 
-export const PAGE = 120;
+const PAGE = 120;
 const PAGES_KEPT = 80;
 const FETCHES = 3;
 const OVERSCAN = 2;

@@ -18,7 +18,7 @@ function typed() {
 }
 
 /** The API's query of what is typed; null if there is nothing. */
-export function toQuery({ words, but, strength, images }) {
+function toQuery({ words, but, strength, images }) {
     const texts = [];
     if (words.trim()) texts.push({ words: words.trim(), weight: 1 });
     if (but.trim()) texts.push({ words: but.trim(), weight: -strength });

@@ -7,7 +7,7 @@ import { Grid } from "./grid.js";
 import { createCell, fillCell, listenToGrid, picture } from "./cells.js";
 
 /** The paper's page shows 60 first results to mark. */
-export const FIRST = 60;
+const FIRST = 60;
 
 class Results extends EventTarget {
     /** The result of the last search, refinement or concept. */
@@ -322,7 +322,7 @@ export function dialogHead(id, title, dialog, label = "Close") {
 }
 
 /** A thumbnail with the two mark buttons, which stays in step with the marks. */
-export function thumbMarks(id) {
+function thumbMarks(id) {
     const make = (mark, name) => button({
         class: `act ${mark}`, icon: name, "aria-label": `Mark ${id} ${mark}`,
         "aria-pressed": String(store.mark(id) === mark),

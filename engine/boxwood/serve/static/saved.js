@@ -280,7 +280,8 @@ async function fill(list, ask, draw, none) {
         const all = await ask();
         list.replaceChildren(...(all.length ? all.map(draw) : [h("li", { class: "hint" }, none)]));
     } catch (error) {
-        list.replaceChildren(h("li", { class: "warn" }, error.message, " ", button({ icon: "retry", onclick: () => fill(list, ask, draw, none) }, "Try again")));
+        const again = button({ icon: "retry", onclick: () => fill(list, ask, draw, none) }, "Try again");
+        list.replaceChildren(h("li", { class: "warn" }, error.message, " ", again));
     }
 }
 
@@ -321,7 +322,8 @@ async function showSessions() {
         data: { session: String(one.id) }, class: String(one.id) === store.session.id ? "current" : "",
     },
         h("div", {}, h("strong", {}, one.name || "Unnamed"), h("span", { class: "hint" },
-            ` ${one.collection} · ${number(one.positives)} right, ${number(one.negatives)} wrong · ${count(one.rounds, "round")} · ${ago(one.updated)}`)),
+            ` ${one.collection} · ${number(one.positives)} right, ${number(one.negatives)} wrong`,
+            ` · ${count(one.rounds, "round")} · ${ago(one.updated)}`)),
         String(one.id) === store.session.id
             ? h("span", { class: "hint" }, "open")
             : button({
@@ -360,7 +362,8 @@ function showConcepts() {
                 name: name.value.trim(), view: results.main.view, note: note.value, replace,
             }));
             dismiss("concept");
-            notice(`The concept ${name.value.trim()} is saved. In SQL it is the view concepts.${name.value.trim()}.`, { kind: "good", key: "concept" });
+            const saved = name.value.trim();
+            notice(`The concept ${saved} is saved. In SQL it is the view concepts.${saved}.`, { kind: "good", key: "concept" });
             redraw();
         } catch (error) {
             notice(error.message, {

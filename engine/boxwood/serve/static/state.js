@@ -3,7 +3,7 @@
 //   "marks" (detail: a Set of ids)  "query"  "typed"  "options"  "filters"  "rounds"  "collection"  "loaded"
 // and, where there is something to save, then "change".
 
-export const MARKS = ["right", "wrong"];
+const MARKS = ["right", "wrong"];
 
 // The server takes 2 MiB a session: beyond these, the oldest steps can no longer be undone.
 const STEPS = 300;

@@ -52,7 +52,9 @@ function show(id, item) {
     const { signal } = pending;
     current = id;
     const collection = store.collection.name;
-    const image = picture(`api/${imagePath(collection, id, "picture")}`, { alt: item?.title ?? `Picture ${id}`, title: item?.title ?? id, className: "large" });
+    const image = picture(`api/${imagePath(collection, id, "picture")}`, {
+        alt: item?.title ?? `Picture ${id}`, title: item?.title ?? id, className: "large",
+    });
     image.classList.add("loading");
     // The thumbnail is there at once; the picture takes its place when it is loaded.
     image.style.setProperty("background-image", `url("${thumbnail(collection, id, 320)}")`);

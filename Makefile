@@ -28,7 +28,7 @@ BENCH ?=
 # a folder of real vectors for benchmarks/learners.py and table1.py; without it the scene world alone is measured
 DATA ?=
 
-.PHONY: demo test lint test-c test-threads test-faults test-python test-duckdb-old test-isa bench bench-learners bench-codes bench-paper-scale format clean
+.PHONY: demo test lint test-c test-threads test-faults test-python chromium test-duckdb-old test-isa bench bench-learners bench-codes bench-paper-scale format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -96,7 +96,16 @@ test-isa: $(VENV)/installed $(VENV)/tools
 	BOXWOOD_FORCE_ISA=generic $(RUN_PYTEST) tests/test_sql.py \
 	    -k "equals or golden or instruction or refine or train or fine or threads" $(PYTEST)
 
-test-python: $(VENV)/installed $(VENV)/tools
+# The browser of tests/test_browser.py: Debian's, where there is none and it can be installed. The run goes on without one.
+chromium:
+	@for name in "$$BOXWOOD_CHROMIUM" chromium chromium-browser google-chrome google-chrome-stable; do \
+	    if command -v "$$name" >/dev/null; then exit 0; fi; \
+	done; \
+	if test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && \
+	    apt-get install -y -qq --no-install-recommends chromium >/dev/null; then exit 0; fi; \
+	echo "no Chromium, and it cannot be installed here: the browser tests are skipped (BOXWOOD_CHROMIUM names one)"
+
+test-python: $(VENV)/installed $(VENV)/tools chromium
 	$(RUN_PYTEST) $(PYTEST)
 
 # The peers are optional: what cannot be installed here is left out of the measurements.

@@ -66,35 +66,40 @@ CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id
     || '} AS r FROM ' || boxwood_quoted([db, 'boxwood', name || '_codes'])
     || ' WHERE generation > (SELECT max(since) FROM boxwood_state)';
 
+-- Ids to search among, as boxwood_live_knn takes them: NULL where nothing was said, and empty where a query found none.
+CREATE OR REPLACE TEMP MACRO boxwood_among(ids) AS
+    CASE WHEN typeof(ids) <> '"NULL"' THEN coalesce(ids::BIGINT[], []::BIGINT[]) END;
+
 -- The k images nearest to a phrase, or to a mixture of several as clip_text takes it; to an image file; to a code; and to
 -- an image of the collection (itself first): id, distance. `recall` below 1 is faster and finds that share of them on
--- average; `within` is a model that the images must match.
+-- average; `within` is a model that the images must match; `ids` a list that they must be on, as in
+-- ids := (SELECT list(id) FROM photos WHERE camera = 'x'). With either of these the answer is exact.
 CREATE OR REPLACE TEMP MACRO search_text(
-    collection, text, k := 60, recall := 1.0, within := NULL, weights := NULL, template := NULL
+    collection, text, k := 60, recall := 1.0, within := NULL, weights := NULL, template := NULL, ids := NULL
 ) AS TABLE
     SELECT unnest(
         boxwood_live_knn(
             r, clip_text(collection, text, weights := weights, template := template)::UTINYINT[],
-            k::BIGINT, recall::DOUBLE, within::VARCHAR),
+            k::BIGINT, recall::DOUBLE, within::VARCHAR, boxwood_among(ids)),
         max_depth := 2)
     FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
-CREATE OR REPLACE TEMP MACRO search_image(collection, image, k := 60, recall := 1.0, within := NULL) AS TABLE
+CREATE OR REPLACE TEMP MACRO search_image(collection, image, k := 60, recall := 1.0, within := NULL, ids := NULL) AS TABLE
     SELECT unnest(
         boxwood_live_knn(
-            r, clip_image(collection, image)::UTINYINT[], k::BIGINT, recall::DOUBLE, within::VARCHAR),
+            r, clip_image(collection, image)::UTINYINT[], k::BIGINT, recall::DOUBLE, within::VARCHAR, boxwood_among(ids)),
         max_depth := 2)
     FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
-CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60, recall := 1.0, within := NULL) AS TABLE
+CREATE OR REPLACE TEMP MACRO search_code(collection, q, k := 60, recall := 1.0, within := NULL, ids := NULL) AS TABLE
     SELECT unnest(
-        boxwood_live_knn(r, q::UTINYINT[], k::BIGINT, recall::DOUBLE, within::VARCHAR), max_depth := 2)
+        boxwood_live_knn(r, q::UTINYINT[], k::BIGINT, recall::DOUBLE, within::VARCHAR, boxwood_among(ids)), max_depth := 2)
     FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 
-CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60, recall := 1.0, within := NULL) AS TABLE
+CREATE OR REPLACE TEMP MACRO search_like(collection, id, k := 60, recall := 1.0, within := NULL, ids := NULL) AS TABLE
     SELECT unnest(
         boxwood_live_knn(
-            r, boxwood_live_code(r, id::BIGINT), k::BIGINT, recall::DOUBLE, within::VARCHAR),
+            r, boxwood_live_code(r, id::BIGINT), k::BIGINT, recall::DOUBLE, within::VARCHAR, boxwood_among(ids)),
         max_depth := 2)
     FROM query(boxwood_of(getvariable('boxwood_rows'), collection));
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,8 +14,8 @@ from fastapi import APIRouter, Path, Request
 from fastapi import Query as InQuery
 from numpy.typing import NDArray
 
-from boxwood import catalog, native, rows
-from boxwood.catalog import Codes, literal, quoted
+from boxwood import native, rows
+from boxwood.catalog import Codes, literal
 from boxwood.collection import Collection, Encoded, Estimate, Refined
 from boxwood.encode import Quantizer
 from boxwood.errors import InputError
@@ -35,9 +34,11 @@ from boxwood.serve.schemas import (
     RefineRequest,
     Result,
     ResultKind,
+    SampleRequest,
     SearchRequest,
     Sort,
     Stats,
+    Value,
     Why,
     WhyBox,
     WhyDim,
@@ -229,31 +230,19 @@ def _filtered(
         passing = passing[passing != without]
     found = collection.knn(what.encoded, k=k, within=what.within, ids=passing)
     took = (time.perf_counter() - start) * 1e3
-    # The macros cannot be told which rows to search, so SQL looks at all that pass.
-    vector = f"[{', '.join(f'c.{column}' for column in catalog.COLUMNS)}]::FLOAT[{native.DIMS}]"
-    tests = [views.where(table, filters, None)]
-    if what.within is not None:
-        tests.append(_model_sql(what.within))
+    tests = [f"{table.id} >= 0", views.where(table, filters, None)]
     if without is not None:
-        tests.append(f"c.id <> {without}")
+        tests.append(f"{table.id} <> {without}")
+    within = "" if what.within is None else f", within := {literal(what.within.to_json())}"
     source = (
-        f"(SELECT c.id, array_distance({vector}, {what.encoded.code.tolist()}::FLOAT"
-        f"[{native.DIMS}])::DOUBLE AS distance\n"
-        f"      FROM boxwood.{quoted(name + '_codes')} c "
-        f"JOIN {table.shown} m ON {table.id} = c.id\n"
-        f"      WHERE {' AND '.join(tests)}\n"
-        f"      ORDER BY distance, c.id LIMIT {k})"
+        f"{what.function}, k := {k}{within},\n"
+        f"      ids := (SELECT list({table.id}) FROM {table.shown} m WHERE {' AND '.join(tests)}))"
     )
     return _nearest(
         name, kind, found, source, took, f"nearest to {what.words}, exact, among the "
         f"{len(passing):,} images that pass the filters", what.encoded.code,
         lambda then, others: _filtered(then, name, what, k, kind, others, without),
     )  # fmt: skip
-
-
-def _model_sql(model: Model) -> str:
-    """A model's condition, its columns told from those of the metadata."""
-    return re.sub(r"\b(d[0-3][0-9]|fine)\b", r"c.\1", model.to_sql())
 
 
 def neighbours_base(cursor: RequestCursor, collection: Collection, id_: int, k: int) -> Base:
@@ -271,6 +260,41 @@ def neighbours_base(cursor: RequestCursor, collection: Collection, id_: int, k: 
     return _nearest(
         name, "neighbours", found, source, took, "nearest to an image, exact", own.code,
         lambda then, filters: _filtered(then, name, what, k, "neighbours", filters, id_),
+    )  # fmt: skip
+
+
+def sample_base(
+    cursor: RequestCursor, name: str, k: int, filters: Sequence[Filter] = ()
+) -> Base:  # fmt: skip
+    """Some images of a collection, to see what is in it: always the same ones, until it changes."""
+    start = time.perf_counter()
+    record, table = cursor.record(name), cursor.table(name)
+    parameters: list[Value] = []
+    if filters or table is not None:
+        table = views.need(table, name)
+
+    def source(bind: list[Value] | None, where: str) -> str:
+        there = "" if table is None else (
+            f" SEMI JOIN (SELECT {table.id} AS id FROM {where} m WHERE "
+            f"{views.where(table, filters, bind)}) USING (id)"
+        )  # fmt: skip
+        return (
+            f"(SELECT id, hash(id) AS place FROM {record.ids}{there}\n"
+            f"      ORDER BY place, id LIMIT {k})"
+        )
+
+    with views.compared():
+        found = cursor.con.execute(
+            f"FROM {source(parameters, '' if table is None else table.sql)} ORDER BY place, id",
+            parameters,
+        ).fetchnumpy()["id"]
+    ids = np.asarray(found, np.int64)
+    took = round((time.perf_counter() - start) * 1e3, 3)
+    return Base(
+        name, "sample", ids, np.zeros(len(ids)), None,
+        source(None, "" if table is None else table.shown), (("r.place", False), ("r.id", False)),
+        Stats(search_ms=took, rows=len(ids), path="a sample, in no particular order"),
+        columns=("id",), again=lambda then, others: sample_base(then, name, k, others),
     )  # fmt: skip
 
 
@@ -705,6 +729,23 @@ async def search(
         chosen = cursor.collection(collection)
         what = sought(cursor, chosen, asked.query, pictures)
         base = search_base(cursor, chosen, what, asked.k, asked.recall)
+        return show(request, cursor, base, start, asked.filters, asked.sort)
+
+    return await cursor.library.run(request, work)
+
+
+@router.post("/collections/{collection}/sample")
+async def sample(
+    request: Request, cursor: Cursor, collection: CollectionName, asked: SampleRequest
+) -> Result:
+    """Some images, to see what is in a collection before anything is sought."""
+    limits = request.app.state.limits
+
+    def work() -> Result:
+        start = time.perf_counter()
+        if asked.k > limits.results:
+            raise InputError(f"k may be {limits.results} at most, not {asked.k}")
+        base = sample_base(cursor, collection, asked.k)
         return show(request, cursor, base, start, asked.filters, asked.sort)
 
     return await cursor.library.run(request, work)

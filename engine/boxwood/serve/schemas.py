@@ -282,6 +282,12 @@ class SearchRequest(Strict):
     sort: Sort | None = None
 
 
+class SampleRequest(Strict):
+    k: Results = Field(60, description="how many at most; with filters, of those that pass")
+    filters: Filters = []
+    sort: Sort | None = None
+
+
 class RefineRequest(Strict):
     """Labels, and options as Collection.refine takes them."""
 
@@ -364,7 +370,7 @@ class Changes(BaseModel):
     gone_ids: list[IdOut] = Field(description="60 at most, best first")
 
 
-ResultKind = Literal["search", "refine", "border", "concept", "neighbours"]
+ResultKind = Literal["search", "sample", "refine", "border", "concept", "neighbours"]
 
 
 class Result(BaseModel):

@@ -258,7 +258,7 @@ def join(table: Table, of: str) -> str:
 
 
 @contextmanager
-def _compared() -> Iterator[None]:
+def compared() -> Iterator[None]:
     """What DuckDB says of values that are not of a column's type, as what the caller did wrong."""
     try:
         yield
@@ -287,7 +287,7 @@ def passing(cursor: RequestCursor, table: Table, filters: Sequence[Filter]) -> I
     """Ids of all rows of the metadata table that pass filters."""
     parameters: list[Value] = []
     test = where(table, filters, parameters)
-    with _compared():
+    with compared():
         found = cursor.con.execute(
             f"SELECT {table.id}::BIGINT AS id FROM {table.sql} m WHERE {table.id} BETWEEN 0 AND "
             f"{2**63 - 1} AND {test}",
@@ -319,7 +319,7 @@ def matching(
         name = quoted(_column(table, sort.by).name)
         order = f" ORDER BY m.{name} {'DESC' if sort.descending else 'ASC'} NULLS LAST, v.place"
     listed = pa.table({"id": ids, "place": np.arange(len(ids))})
-    with _compared(), catalog.registered(cursor.con, "boxwood_view", listed):
+    with compared(), catalog.registered(cursor.con, "boxwood_view", listed):
         found = cursor.con.execute(
             f"SELECT v.place FROM boxwood_view v JOIN {table.sql} m ON {join(table, 'v.id')} "
             f"WHERE {test}{order}",

@@ -275,7 +275,7 @@ static void *member(duckdb_vector output, idx_t number) {
         duckdb_struct_vector_get_child(duckdb_list_vector_get_child(output), number));
 }
 
-/* ---- boxwood_live_knn(rows, code, k, recall, within) --------------------------------------------------- */
+/* ---- boxwood_live_knn(rows, code, k, recall, within, ids) ---------------------------------------------- */
 
 typedef struct neighbour {
     int64_t id;
@@ -380,6 +380,28 @@ static bool near_in_index(const transaction *t, const uint8_t *code, bw_knn_opti
     return ok;
 }
 
+static int by_number(const void *left, const void *right) {
+    int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
+    return (a > b) - (a < b);
+}
+
+/* Of the rows that match, those stay that are among `n` ids. */
+static bool match_ids(const transaction *t, const int64_t *ids, size_t n, uint8_t *match, bw_error *error) {
+    int64_t *sorted = n < SIZE_MAX / sizeof *sorted ? malloc((n + 1) * sizeof *sorted) : NULL;
+    if (!sorted) {
+        return fail_memory(error);
+    }
+    if (n) {
+        memcpy(sorted, ids, n * sizeof *sorted);
+        qsort(sorted, n, sizeof *sorted, by_number);
+    }
+    for (size_t i = 0; i < t->n; i++) {
+        match[i] = match[i] && n && bsearch(&t->ids[i], sorted, n, sizeof *sorted, by_number);
+    }
+    free(sorted);
+    return true;
+}
+
 static bool knn_at(const transaction *t, const uint8_t *code, bw_knn_options *options, neighbour **found,
                    size_t *n, bw_error *error) {
     uint32_t k = options->k;
@@ -390,7 +412,8 @@ static bool knn_at(const transaction *t, const uint8_t *code, bw_knn_options *op
     *found = malloc((room + t->n) * sizeof **found);
     bool ok = (ids && distances && match && *found) || fail_memory(error);
     ok = ok && near_in_index(t, code, options, k, ids, distances, *found, n, error) &&
-         match_fresh(t, options->within, NULL, NULL, match, error);
+         match_fresh(t, options->within, NULL, NULL, match, error) &&
+         (!options->ids || !t->n || match_ids(t, options->ids, options->n_ids, match, error));
     for (size_t i = 0; ok && i < t->n; i++) {
         if (match[i]) {
             uint32_t sum = 0;
@@ -414,7 +437,8 @@ static bool knn_at(const transaction *t, const uint8_t *code, bw_knn_options *op
 static void live_knn(duckdb_function_info info, duckdb_data_chunk input, duckdb_vector output) {
     rows_argument of = rows_of(input, 0);
     argument code = argument_of(input, 1, true), k = argument_of(input, 2, false),
-             recall = argument_of(input, 3, false), within = argument_of(input, 4, false);
+             recall = argument_of(input, 3, false), within = argument_of(input, 4, false),
+             among = argument_of(input, 5, true);
     idx_t rows = duckdb_data_chunk_get_size(input);
     bw_error error = {0};
     transaction t = {0};
@@ -444,6 +468,11 @@ static void live_knn(duckdb_function_info info, duckdb_data_chunk input, duckdb_
             model = model_of(text_at(&within, r), &error);
             ok = model != NULL;
             options.within = ok ? model_in(model) : NULL;
+        }
+        if (ok && has(&among, r)) {
+            static const int64_t none = 0; /* an empty list has no place of its own */
+            ok = ids_at(&among, r, "ids", &options.ids, &options.n_ids, &error);
+            options.ids = options.n_ids ? options.ids : &none;
         }
         ok = ok && transaction_open(&t, &of, r, &error) && knn_at(&t, values, &options, &found, &n, &error) &&
              grow(output, total, n, &error);
@@ -1067,7 +1096,7 @@ static duckdb_logical_type train_type(void) {
 /* ---- registration -------------------------------------------------------------------------------------- */
 
 const scalar_function live_functions[] = {
-    {"boxwood_live_knn", live_knn, neighbours_type, true, true, {ROWS, CODE, INTEGER, REAL, TEXT}, 5},
+    {"boxwood_live_knn", live_knn, neighbours_type, true, true, {ROWS, CODE, INTEGER, REAL, TEXT, IDS}, 6},
     {"boxwood_live_code", live_code, code_type, true, true, {ROWS, INTEGER}, 2},
     {"boxwood_live_search", live_search, matches_type, true, true, {ROWS, TEXT, INTEGER}, 3},
     {"boxwood_live_fresh", live_search, matches_type, true, true, {ROWS, TEXT}, 2},

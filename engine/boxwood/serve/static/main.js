@@ -3,7 +3,7 @@ import { $, announce, decorate, dismiss, h, isPhone, notice, number } from "./do
 import { connection, get } from "./api.js";
 import { preferred, store } from "./state.js";
 import { results } from "./results.js";
-import { addToQuery, runQuery, searchLike, startQuery } from "./query.js";
+import { addToQuery, runQuery, searchEarly, searchLike, startQuery } from "./query.js";
 import { startMarks } from "./marks.js";
 import { refine, startRefine } from "./refine.js";
 import { openId, openRank, startViewer } from "./viewer.js";
@@ -132,6 +132,7 @@ async function boot() {
     }
     results.clear();
     await openFirst();
+    await searchEarly();
 }
 
 function start() {

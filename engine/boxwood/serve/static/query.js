@@ -26,8 +26,15 @@ function toQuery({ words, but, strength, images }) {
     return texts.length || parts.length ? { texts, images: parts } : null;
 }
 
+/** Whether somebody has searched before the collections were known. */
+let early = false;
+
+export async function searchEarly() {
+    if (early) { early = false; await search(); }
+}
+
 export async function search() {
-    if (!store.collection) return;
+    if (!store.collection) { early = true; return; }
     const [, id] = /^#(\d{1,19})$/.exec($("#words").value.trim()) ?? [];
     if (id) { await searchLike({ id, title: `#${id}` }); return; }
     const asked = typed();

@@ -45,11 +45,17 @@ const learner = () => {
     return learners.find(({ name }) => name === store.data.options.learner) ?? learners[0];
 };
 
+/** What is chosen of an option, as this learner takes it: the range of another one may be wider. */
+function chosenOf({ name, min, max }) {
+    const value = store.data.options[name];
+    return typeof value === "number" ? Math.max(min, Math.min(max, value)) : value;
+}
+
 function slider(option) {
     const { name } = option;
     const [title, hint] = OPTIONS[name] ?? [name, ""];
     const { from, to, whole } = scale(option);
-    const value = () => store.data.options[name] ?? option.default;
+    const value = () => chosenOf(option) ?? option.default;
     const range = h("input", {
         id: `option-${name}`, type: "range", min: "0", max: String(STEPS), step: "1", "aria-describedby": `hint-${name}`,
     });
@@ -145,7 +151,7 @@ function request() {
     };
     for (const option of chosen.options) {
         const unfit = option.name === "rerank" && !store.collection.fine;
-        const value = options[option.name];
+        const value = chosenOf(option);
         if (!unfit && value !== null && value !== undefined) body[option.name] = value;
     }
     return body;

@@ -9,6 +9,8 @@ import { createCell, fillCell, listenToGrid, picture } from "./cells.js";
 /** The paper's page shows 60 first results to mark. */
 const FIRST = 60;
 
+const sentence = (words) => words[0].toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
+
 class Results extends EventTarget {
     /** The result of the last search, refinement or concept. */
     main = null;
@@ -225,7 +227,7 @@ class Results extends EventTarget {
         $("#total").textContent = result
             ? count(result.total, "result") + (filtered ? ` of ${number(result.unfiltered)}` : "")
             : "No search yet";
-        $("#estimate").textContent = result ? [result.estimate?.words, result.note].filter(Boolean).join(" ") : "";
+        $("#estimate").textContent = result ? [result.estimate?.words, result.note].filter(Boolean).map(sentence).join(" ") : "";
         this.#offerMore();
         const { changes } = result ?? {};
         $("#changes").replaceChildren(...(changes ? [

@@ -297,6 +297,15 @@ class Record:
         return f"boxwood.{quoted(self.name + '_codes')}"
 
     @property
+    def ids(self) -> str:
+        """The ids of all rows, in the codes table and of small appends, as something that stands in
+        a FROM clause."""
+        return (
+            f"(SELECT id FROM {self.codes} UNION ALL SELECT unnest(boxwood_int64s(ids)) FROM "
+            f"boxwood.appended WHERE collection = {literal(self.name)})"
+        )
+
+    @property
     def embeddings(self) -> str:
         """The table of kept embeddings, as SQL; there once there are embeddings to keep."""
         return f"boxwood.{quoted(self.name + '_embeddings')}"
@@ -513,6 +522,7 @@ def _set_codes(cur: duckdb.DuckDBPyConnection, new: Record, anew: bool) -> Recor
     )  # fmt: skip
     if anew:  # a column that no row may lack cannot be added to a table
         cur.execute(f"DROP TABLE {new.codes}")
+        cur.execute("DELETE FROM boxwood.appended WHERE collection = ?", [new.name])
         _create_codes(cur, new)
     return new
 
@@ -525,15 +535,21 @@ def remove_unused_heads(cur: duckdb.DuckDBPyConnection) -> None:
 
 
 def raise_generation(cur: duckdb.DuckDBPyConnection, old: Record) -> Record:
-    """The next generation, for what is written next; within the caller's transaction."""
-    row = one(
-        cur,
-        "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ? "
-        "RETURNING generation",
-        [old.name],
-    )
-    assert row is not None
-    return replace(old, generation=row[0])
+    """The next generation, for what is written next; within the caller's transaction. The record is
+    as it is now, but for what it knows of the index. Raises InputError where it is gone."""
+    with _other_version():
+        row = one(
+            cur,
+            "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ? "
+            f"RETURNING {_FIELDS}, current_database()",
+            [old.name],
+        )
+    if row is None:
+        return record(cur, old.name)
+    return replace(
+        Record(row[0], uuids.UUID(row[1]), *row[2:-1]),
+        indexed=old.indexed, checksum=old.checksum, database=row[-1],
+    )  # fmt: skip
 
 
 def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> None:
@@ -552,7 +568,7 @@ def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> No
 def remove(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
     """Remove a collection and what is kept of it; within the caller's transaction."""
     cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [of.name])
-    for table in ("indexes", "deleted"):
+    for table in ("appended", "indexes", "deleted"):
         cur.execute(f"DELETE FROM boxwood.{table} WHERE collection = ?", [of.name])
     remove_texts(cur, of.name)
     remove_unused_heads(cur)

@@ -409,13 +409,11 @@ class Collection:
                 raise IndexStale(str(error)) from error
             return
         index = index.without(self._store.changes(cur, record, index).ids)
-        row = catalog.one(
-            cur, f"SELECT count(*) FROM {record.codes} WHERE generation <= ?", [since]
-        )
-        if row is not None and row[0] != len(index):
+        there = rows.count(cur, record, f"generation <= {since}")
+        if there != len(index):
             raise IndexStale(
                 f"the index in {self.index_path} has {len(index):,} rows of generation {since}, "
-                f"the codes table {row[0]:,}"
+                f"the codes table {there:,}"
             )
 
     def _too_new(self, index: native.Index) -> IndexStale:
@@ -735,7 +733,7 @@ class Collection:
                         details = describe(cur, done, len(ids))
                         details, _ = fitting(cur, record, details)
                         details = _metadata_rows(details, ids, self.id_column)
-                    record = self._insert(cur, record, new, left, details)
+                    record = self._insert(cur, record, new, left, details, rows.insert)
                     if coding is not None:
                         rows.keep_embeddings(cur, record, ids, vectors)
                     done += len(ids)
@@ -890,20 +888,20 @@ class Collection:
                 new = Rows(numbers, *coding.images(vectors))
             else:
                 new = Rows(numbers, given, second)
-            # Outside of a transaction of the caller's the primary key may refuse ids.
-            refused = cur is not self.con and record.table is None
+            # Outside of a transaction of the caller's the primary key may refuse many ids.
+            refused = cur is not self.con and record.table is None and count > rows.SMALL
             left = numbers if anew else numbers[:0]
             if not anew and not refused:
                 left = self._refuse_known(cur, record, numbers)
             if details is None and record.table is not None and not record.owns_table:
                 self._need_metadata(cur, record, numbers)
             with self._diagnosed(cur, record, numbers), self._committing(cur, count):
-                now = catalog.raise_generation(cur, record)
+                now = record
                 if chosen is not None:
                     now = self._store_coding(cur, now, chosen)
                 elif vectors is None:
                     now = self._take_ready(cur, now, second is not None, fingerprint)
-                self._record = self._insert(cur, now, new, left, details)
+                self._record = self._insert(cur, now, new, left, details, rows.add)
                 if vectors is not None:
                     rows.keep_embeddings(cur, self._record, numbers, vectors)
             if (record.table, record.fine) != (self._record.table, self._record.fine):
@@ -926,12 +924,12 @@ class Collection:
             gone = rows.without_metadata(cur, record, there)
             if len(there):
                 with self._committing(cur, len(there)):
-                    self._record = self._remove(cur, record, there)
+                    self._remove(cur, record, there)
+                    self._record = record
         return len(there) - len(gone)
 
-    def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> Record:
+    def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
         """Remove images; within the caller's transaction."""
-        record = catalog.raise_generation(cur, record)
         rows.remove(cur, record, ids)
         if record.table is not None and record.owns_table:
             with catalog.registered(cur, "boxwood_gone", pa.table({"id": ids})):
@@ -939,7 +937,6 @@ class Collection:
                     f"DELETE FROM {record.metadata} WHERE "
                     f"{quoted(record.id_column)} IN (SELECT id FROM boxwood_gone)"
                 )
-        return record
 
     def update(
         self,
@@ -966,6 +963,7 @@ class Collection:
         new: Rows,
         left: Ids,
         details: pa.Table | None,
+        insert: Callable[[duckdb.DuckDBPyConnection, Record, Rows], None],
     ) -> Record:
         """Insert rows with their metadata, or see to it that they have some; `left` are ids of
         which there are still codes. Within the caller's transaction."""
@@ -980,7 +978,7 @@ class Collection:
             if len(lacking):
                 key = pa.table({record.id_column: lacking})
                 record = self._insert_metadata(cur, record, key)
-        rows.insert(cur, record, new)
+        insert(cur, record, new)
         return record
 
     def _take_ready(
@@ -1117,7 +1115,7 @@ class Collection:
                 # From here on an image is there if it has a row in this table.
                 cur.execute(
                     f"INSERT INTO {record.metadata} ({quoted(record.id_column)}) "
-                    f"SELECT id FROM {record.codes}"
+                    f"SELECT id FROM {record.ids}"
                 )
             assert record.table is not None
             try:
@@ -1282,7 +1280,7 @@ class Collection:
         """The first of so many ids above all that rows and metadata have."""
         with _database_errors(), self.con.cursor() as cur:
             record = self._fresh(cur)
-            query = f"SELECT max(id) FROM {record.codes}"
+            query = f"SELECT max(id) FROM {record.ids}"
             if record.table is not None:
                 query = (
                     f"SELECT greatest(({query}), (SELECT max({quoted(record.id_column)}) "
@@ -1954,7 +1952,7 @@ class Collection:
         row = catalog.one(
             cur,
             f"SELECT count(*) FILTER (n IS NULL), min(c.id) FILTER (n IS NULL), "
-            f"min(c.id) FILTER (n > 1) FROM {record.codes} c "
+            f"min(c.id) FILTER (n > 1) FROM {record.ids} c "
             f"LEFT JOIN (SELECT id, count(*) AS n FROM {there} GROUP BY id) s USING (id)",
         )
         assert row is not None
@@ -1966,7 +1964,7 @@ class Collection:
         if row[2] is not None:
             raise InputError(f"{what} has the id {row[2]} more than once: nothing was changed")
         return (
-            f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.codes} USING (id)"
+            f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.ids} USING (id)"
         )
 
     def _said(
@@ -2069,12 +2067,15 @@ class Collection:
 
     def _fresh(self, cur: duckdb.DuckDBPyConnection) -> Record:
         """The collection's record as it is now."""
-        record = catalog.record(cur, self.name, opened=True)
+        self._record = self._same(catalog.record(cur, self.name, opened=True))
+        return self._record
+
+    def _same(self, record: Record) -> Record:
+        """A record of this name, if it is this collection's."""
         if record.uuid != self._record.uuid:
             raise InputError(
                 f"the collection {self.name!r} was dropped and made anew: open it again"
             )
-        self._record = record
         return record
 
     @contextmanager
@@ -2092,15 +2093,27 @@ class Collection:
 
     @contextmanager
     def _changing(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
-        """The same for a change that becomes a part of the caller's transaction, if there is one:
-        the cursor is then the connection itself."""
-        if not catalog.in_transaction(self.con):
-            with self._alone(what) as both:
-                yield both
-            return
-        with _database_errors(), self._store.lock:
+        """A cursor and the record, for a change of rows as of the record's generation, which has
+        been raised for it. The change becomes a part of the caller's transaction, if there is one:
+        the cursor is then the connection itself. Else it is in a transaction of its own, which
+        `_committing` commits."""
+        number = _transaction_of(self.con)
+        with _database_errors(), self._store.lock, ExitStack() as ending:
+            if number is None:
+                cur = ending.enter_context(self.con.cursor())
+                self._check_writable(cur, what)
+                cur.execute("BEGIN")
+                ending.callback(_rollback, cur)
+                yield cur, self._raised(cur)
+                return
             self._check_writable(self.con, what)
-            yield self.con, self._fresh(self.con)
+            if self._store.raised is None or self._store.raised[0] != number:
+                self._store.raised = number, self._raised(self.con)
+            yield self.con, self._store.raised[1]
+
+    def _raised(self, cur: duckdb.DuckDBPyConnection) -> Record:
+        """The record as `catalog.raise_generation` leaves it."""
+        return self._same(catalog.raise_generation(cur, self._record))
 
     def _check_writable(self, cur: duckdb.DuckDBPyConnection, what: str) -> None:
         if not self._writable:
@@ -2109,13 +2122,16 @@ class Collection:
 
     @contextmanager
     def _committing(self, cur: duckdb.DuckDBPyConnection, count: int) -> Iterator[None]:
-        """A transaction for so many changed rows, after which the index takes them in if there are
-        enough of them; or the caller's transaction."""
+        """See to the end of what `_changing` has begun, for so many changed rows. After a
+        transaction of its own the index takes them in if there are enough of them."""
         if cur is self.con:
-            _join(cur)
+            assert self._store.raised is not None
+            number, _ = self._store.raised
+            _joining[cur] = number
             self._store.pending += count
             try:
                 yield
+                self._store.raised = number, self._record
             except BaseException:
                 # All or nothing: what is half done must not be committed. A failed statement ends
                 # a transaction for good, and this one always fails.
@@ -2124,8 +2140,12 @@ class Collection:
                 raise
             return
         with _interrupts_deferred():
-            with _transaction(cur):
+            try:
                 yield
+                cur.execute("COMMIT")
+            except BaseException:
+                _rollback(cur)
+                raise
             self._store.pending += count
             if self._store.due():
                 self._after_commit(count, lambda: self._bring_up(cur))
@@ -2165,9 +2185,10 @@ class Collection:
         else:
             checksum = self._store.open(record).info.checksum
         # Somebody else may be writing there: what is not noted now is noted the next time, and
-        # until then these changes are looked up in the codes table as well.
+        # until then these changes are looked up in the database as well.
         with suppress(duckdb.TransactionException), _transaction(cur):
             catalog.set_indexed(cur, record, checksum)
+            rows.settle(cur, record)
         self._store.pending = rows.pending(cur, self._fresh(cur))
 
 
@@ -2656,10 +2677,16 @@ _joining: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, int] = weakref.We
 """
 
 
-def _join(con: duckdb.DuckDBPyConnection) -> None:
-    row = catalog.one(con, "SELECT txid_current()")
+def _transaction_of(con: duckdb.DuckDBPyConnection) -> int | None:
+    """The number of the transaction that the caller has begun on this connection; None: there is
+    none. Of one that has failed, 0: nothing can be done in it."""
+    number = _joining.get(con)
+    try:
+        row = catalog.one(con, "SELECT txid_current()")
+    except duckdb.TransactionException:
+        return 0
     assert row is not None
-    _joining[con] = row[0]
+    return row[0] if row[0] == number or catalog.in_transaction(con) else None
 
 
 def _joined(con: duckdb.DuckDBPyConnection) -> bool:
@@ -2686,9 +2713,13 @@ def _transaction(cur: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         cur.execute("COMMIT")
     except BaseException:
-        with suppress(duckdb.Error):  # a failed COMMIT has rolled back already
-            cur.execute("ROLLBACK")
+        _rollback(cur)
         raise
+
+
+def _rollback(cur: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.Error):  # a failed COMMIT has rolled back already
+        cur.execute("ROLLBACK")
 
 
 @contextmanager

@@ -60,6 +60,9 @@ class Store:
         self.lock = threading.RLock()
         self.dropped = False
         self.pending = 0  # changes that the index has not got, as far as this process knows
+        self.raised: tuple[int, Record] | None = None
+        """The number of a transaction of the caller's that has raised the generation, and the
+        record as it is in there: one generation is enough for all that it changes."""
         self._rows = 0  # that the index has
         self._changes: tuple[tuple[int, int], Changes] | None = None
 

@@ -535,21 +535,29 @@ def remove_unused_heads(cur: duckdb.DuckDBPyConnection) -> None:
 
 
 def raise_generation(cur: duckdb.DuckDBPyConnection, old: Record) -> Record:
-    """The next generation, for what is written next; within the caller's transaction. The record is
-    as it is now, but for what it knows of the index. Raises InputError where it is gone."""
-    with _other_version():
-        row = one(
-            cur,
-            "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ? "
-            f"RETURNING {_FIELDS}, current_database()",
-            [old.name],
-        )
-    if row is None:
-        return record(cur, old.name)
-    return replace(
-        Record(row[0], uuids.UUID(row[1]), *row[2:-1]),
-        indexed=old.indexed, checksum=old.checksum, database=row[-1],
-    )  # fmt: skip
+    """The next generation, for what is written next; within the caller's transaction."""
+    row = one(
+        cur,
+        "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ? "
+        "RETURNING generation",
+        [old.name],
+    )
+    assert row is not None
+    return replace(old, generation=row[0])
+
+
+def raise_known(cur: duckdb.DuckDBPyConnection, known: Record) -> Record | None:
+    """The same for the record of a generation that was committed, without reading it again; None,
+    and nothing done, where the collection is of another generation now. Every change of a record,
+    but for what it knows of the index, raises the generation."""
+    row = one(
+        cur,  # RETURNING would double what this takes
+        f"UPDATE boxwood.collections SET generation = {known.generation + 1} WHERE name = "
+        f"{literal(known.name)} AND generation = {known.generation} AND uuid = '{known.uuid}'",
+    )
+    if row is None or row[0] != 1:
+        return None
+    return replace(known, generation=known.generation + 1)
 
 
 def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> None:

@@ -54,7 +54,7 @@ from boxwood.errors import (
 from boxwood.model import Model
 from boxwood.native import Ids
 from boxwood.progress import Bar
-from boxwood.rows import Rows
+from boxwood.rows import Known, Rows
 from boxwood.store import Draft, Store, hint, inspect, store_at
 from boxwood.view import View
 
@@ -92,6 +92,17 @@ class Recoded(NamedTuple):
     rows: int
     phrases: int
     dropped: int
+
+
+class _Change(NamedTuple):
+    """A change of rows that is being made."""
+
+    cur: duckdb.DuckDBPyConnection
+    record: Record
+    number: int | None
+    """Of the caller's transaction; None: it is in one of its own."""
+    known: Known | None
+    """The ids, where the change before this was an append as well."""
 
 
 class _Chosen(NamedTuple):
@@ -238,6 +249,8 @@ class Collection:
         self._store = store
         self._coding: tuple[tuple[str, ...], Coding] | None = None  # by its fingerprints
         self._writable = False  # once that is known
+        self._committed: tuple[Record, Known | None] | None = None
+        """The record as the last change of this object has left it, and after an append the ids."""
 
     # --- making, opening, dropping ----------------------------------------------------------------
 
@@ -873,7 +886,8 @@ class Collection:
         details = None
         if metadata is not None:
             details = _metadata_rows(metadata, numbers, self.id_column)
-        with self._changing("update" if anew else "append") as (cur, record):
+        with self._changing("update" if anew else "append") as change:
+            cur, record, _, known = change
             if anew:
                 self._need(cur, record, numbers)
             chosen = None
@@ -892,11 +906,15 @@ class Collection:
             refused = cur is not self.con and record.table is None and count > rows.SMALL
             left = numbers if anew else numbers[:0]
             if not anew and not refused:
-                left = self._refuse_known(cur, record, numbers)
+                few = known is not None and self._store.rows <= Known.MOST and count <= rows.SMALL
+                there = known.among(cur, record, numbers) if known is not None and few else None
+                left = self._refuse_known(cur, record, numbers, there)
             if details is None and record.table is not None and not record.owns_table:
                 self._need_metadata(cur, record, numbers)
-            with self._diagnosed(cur, record, numbers), self._committing(cur, count):
-                now = record
+            with (
+                self._diagnosed(cur, record, numbers),
+                self._committing(change, count, None if anew else numbers) as now,
+            ):
                 if chosen is not None:
                     now = self._store_coding(cur, now, chosen)
                 elif vectors is None:
@@ -919,13 +937,14 @@ class Collection:
         numbers = np.unique(native.check_ids(_listed(ids)))
         if not len(numbers):
             return 0
-        with self._changing("delete images") as (cur, record):
+        with self._changing("delete images") as change:
+            cur, record, _, _ = change
             there = rows.known(cur, record, numbers)
             gone = rows.without_metadata(cur, record, there)
             if len(there):
-                with self._committing(cur, len(there)):
-                    self._remove(cur, record, there)
-                    self._record = record
+                with self._committing(change, len(there)) as now:
+                    self._remove(cur, now, there)
+                    self._record = now
         return len(there) - len(gone)
 
     def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
@@ -1068,10 +1087,17 @@ class Collection:
                 self._refuse_known(cur, record, ids)
             raise
 
-    def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> Ids:
-        """Refuse ids that the collection holds. Returns those of which it still has codes, though
-        they were deleted from the metadata table."""
-        there = rows.known(cur, record, ids)
+    def _refuse_known(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        record: Record,
+        ids: Ids,
+        there: Ids | None = None,
+    ) -> Ids:
+        """Refuse ids that the collection holds. Returns those of which it still has codes (`there`,
+        or what the database says), though they were deleted from the metadata table."""
+        if there is None:
+            there = rows.known(cur, record, ids)
         left = rows.without_metadata(cur, record, there)
         if len(left) < len(there):
             held = np.setdiff1d(there, left)
@@ -2092,11 +2118,10 @@ class Collection:
             yield cur, self._fresh(cur)
 
     @contextmanager
-    def _changing(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
-        """A cursor and the record, for a change of rows as of the record's generation, which has
-        been raised for it. The change becomes a part of the caller's transaction, if there is one:
-        the cursor is then the connection itself. Else it is in a transaction of its own, which
-        `_committing` commits."""
+    def _changing(self, what: str) -> Iterator[_Change]:
+        """For a change of rows by `_committing`. It becomes a part of the caller's transaction, if
+        there is one: the cursor is then the connection itself. Else it is in a transaction of its
+        own that has begun."""
         number = _transaction_of(self.con)
         with _database_errors(), self._store.lock, ExitStack() as ending:
             if number is None:
@@ -2104,16 +2129,23 @@ class Collection:
                 self._check_writable(cur, what)
                 cur.execute("BEGIN")
                 ending.callback(_rollback, cur)
-                yield cur, self._raised(cur)
+                yield self._begun(cur)
                 return
             self._check_writable(self.con, what)
-            if self._store.raised is None or self._store.raised[0] != number:
-                self._store.raised = number, self._raised(self.con)
-            yield self.con, self._store.raised[1]
+            raised = self._store.raised
+            if raised is not None and raised[0] == number:
+                yield _Change(self.con, raised[1], number, raised[2])
+            else:
+                yield _Change(self.con, self._fresh(self.con), number, None)
 
-    def _raised(self, cur: duckdb.DuckDBPyConnection) -> Record:
-        """The record as `catalog.raise_generation` leaves it."""
-        return self._same(catalog.raise_generation(cur, self._record))
+    def _begun(self, cur: duckdb.DuckDBPyConnection) -> _Change:
+        """A change in the cursor's transaction, which has raised the generation."""
+        if self._committed is not None:
+            record, known = self._committed
+            raised = catalog.raise_known(cur, record)
+            if raised is not None:
+                return _Change(cur, raised, None, known)
+        return _Change(cur, catalog.raise_generation(cur, self._fresh(cur)), None, None)
 
     def _check_writable(self, cur: duckdb.DuckDBPyConnection, what: str) -> None:
         if not self._writable:
@@ -2121,17 +2153,25 @@ class Collection:
             self._writable = True
 
     @contextmanager
-    def _committing(self, cur: duckdb.DuckDBPyConnection, count: int) -> Iterator[None]:
-        """See to the end of what `_changing` has begun, for so many changed rows. After a
-        transaction of its own the index takes them in if there are enough of them."""
-        if cur is self.con:
-            assert self._store.raised is not None
-            number, _ = self._store.raised
+    def _committing(
+        self, change: _Change, count: int, added: Ids | None = None
+    ) -> Iterator[Record]:
+        """See to the end of what `_changing` has begun, for so many changed rows, or for rows that
+        are `added`; gives the record with the generation to write. After a transaction of its own
+        the index takes them in if there are enough of them."""
+        cur, record, number, known = change
+        known = None if added is None else known or Known()
+        if number is not None:
             _joining[cur] = number
             self._store.pending += count
             try:
-                yield
-                self._store.raised = number, self._record
+                raised = self._store.raised
+                if raised is None or raised[0] != number:
+                    record = catalog.raise_generation(cur, record)
+                yield record
+                self._store.raised = number, self._record, known
+                if known is not None and added is not None:
+                    known.add(added)
             except BaseException:
                 # All or nothing: what is half done must not be committed. A failed statement ends
                 # a transaction for good, and this one always fails.
@@ -2141,11 +2181,15 @@ class Collection:
             return
         with _interrupts_deferred():
             try:
-                yield
+                yield record
                 cur.execute("COMMIT")
             except BaseException:
+                self._committed = None
                 _rollback(cur)
                 raise
+            self._committed = self._record, known
+            if known is not None and added is not None:
+                known.add(added)
             self._store.pending += count
             if self._store.due():
                 self._after_commit(count, lambda: self._bring_up(cur))
@@ -2686,7 +2730,11 @@ def _transaction_of(con: duckdb.DuckDBPyConnection) -> int | None:
     except duckdb.TransactionException:
         return 0
     assert row is not None
-    return row[0] if row[0] == number or catalog.in_transaction(con) else None
+    if row[0] == number:
+        return number
+    # Outside of a transaction, every statement has one of its own.
+    again = catalog.one(con, "SELECT txid_current()")
+    return row[0] if again == row else None
 
 
 def _joined(con: duckdb.DuckDBPyConnection) -> bool:

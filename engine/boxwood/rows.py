@@ -22,7 +22,7 @@ from boxwood.catalog import Codes, Record, literal, one, quoted, registered
 from boxwood.native import Ids
 
 __all__ = [
-    "Changes", "Rows", "add", "batches", "changes", "count", "embeddings_of", "empty", "forget",
+    "Changes", "Known", "Rows", "add", "batches", "changes", "count", "embeddings_of", "empty", "forget",
     "insert", "keep_embeddings", "known", "live_count", "many_orphans", "of_ids", "orphans", "pending", "put",
     "read", "remove", "settle", "without_metadata",
 ]  # fmt: skip
@@ -201,19 +201,47 @@ def changes(cur: duckdb.DuckDBPyConnection, of: Record, since: int) -> Changes:
 
 def known(cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids) -> Ids:
     """Those of the ids that have a code."""
-    if len(ids) <= SMALL:
-        ordered = np.sort(ids)
-        found = cur.execute(
-            f"SELECT id FROM {of.codes} WHERE id BETWEEN {ordered[0]} AND {ordered[-1]} "
-            "AND boxwood_among(?, id)",
-            [_packed(ordered)],
-        ).fetchall()
+    if len(ids) <= _FEW:
+        listed = ", ".join(map(str, ids.tolist()))
+        found = cur.execute(f"SELECT id FROM {of.codes} WHERE id IN ({listed})").fetchall()
         appended = _appended_ids(cur, of)
         here = appended[np.isin(appended, ids)]
         return np.concatenate([np.array([id for (id,) in found], np.int64), here])
     with _listed(cur, ids) as source:
         joined = cur.execute(f"SELECT id FROM {source} SEMI JOIN {of.ids} USING (id)")
         return np.asarray(joined.fetchnumpy()["id"], np.int64)
+
+
+class Known:
+    """The ids of a collection, kept from one small append to the next, where that costs less than
+    to ask for each append's ids. Sorted arrays, merged by the logarithmic method."""
+
+    MOST = 1 << 20
+    """Rows of a collection whose ids are kept, 8 bytes each."""
+
+    def __init__(self) -> None:
+        self._parts: list[Ids] = []
+
+    def among(self, cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids) -> Ids:
+        """Those of the ids that have a code."""
+        if not self._parts:
+            everything = cur.execute(f"SELECT id FROM {of.ids}").fetchnumpy()["id"]
+            self._parts = [np.sort(np.asarray(everything, np.int64))]
+        there = np.zeros(len(ids), bool)
+        for part in self._parts:
+            if len(part):
+                place = np.minimum(np.searchsorted(part, ids), len(part) - 1)
+                there |= part[place] == ids
+        return ids[there]
+
+    def add(self, ids: Ids) -> None:
+        """Rows were added; before any are asked for, this is of no interest."""
+        if not self._parts:
+            return
+        self._parts.append(np.sort(ids))
+        while len(self._parts) > 1 and len(self._parts[-2]) <= 2 * len(self._parts[-1]):
+            last = self._parts.pop()
+            self._parts[-1] = np.sort(np.concatenate([self._parts[-1], last]))
 
 
 def without_metadata(cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids) -> Ids:

@@ -27,7 +27,7 @@ from boxwood.errors import (
     IndexStale,
     StorageError,
 )
-from boxwood.rows import Changes, Rows
+from boxwood.rows import Changes, Known, Rows
 
 SEGMENT_ROWS = 1 << 20
 """A segment of so many rows is not merged with newer ones by appends, and so many rows at most are
@@ -60,10 +60,11 @@ class Store:
         self.lock = threading.RLock()
         self.dropped = False
         self.pending = 0  # changes that the index has not got, as far as this process knows
-        self.raised: tuple[int, Record] | None = None
-        """The number of a transaction of the caller's that has raised the generation, and the
-        record as it is in there: one generation is enough for all that it changes."""
-        self._rows = 0  # that the index has
+        self.raised: tuple[int, Record, Known | None] | None = None
+        """The number of a transaction of the caller's that has raised the generation, the record
+        as it is in there, and, after an append, the ids: one generation is enough for all that it
+        changes."""
+        self.rows = 0  # that the index has
         self._changes: tuple[tuple[int, int], Changes] | None = None
 
     # --- opening ----------------------------------------------------------------------------------
@@ -96,7 +97,7 @@ class Store:
                 f"the index in {self.path} was made with another encoder, head or quantizer: "
                 + _differences(index.info.fingerprints, of.fingerprints)
             )
-        self._rows = len(index)
+        self.rows = len(index)
         return index
 
     def changes(
@@ -169,7 +170,7 @@ class Store:
 
     def due(self) -> bool:
         """Whether enough has changed for the index to take it in."""
-        return self.pending >= min(PENDING_ROWS, max(1, self._rows // 4))
+        return self.pending >= min(PENDING_ROWS, max(1, self.rows // 4))
 
     def tidy(self) -> None:
         """Remove all that the index does not consist of."""
@@ -249,7 +250,7 @@ class Store:
         """The files that the manifest on disk lists."""
         try:
             with native.Index(self.path) as index:
-                self._rows = len(index)
+                self.rows = len(index)
                 return {
                     name
                     for segment in index.segments()

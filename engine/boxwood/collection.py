@@ -1989,9 +1989,7 @@ class Collection:
             )
         if row[2] is not None:
             raise InputError(f"{what} has the id {row[2]} more than once: nothing was changed")
-        return (
-            f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.ids} USING (id)"
-        )
+        return f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.ids} USING (id)"
 
     def _said(
         self, record: Record, stored: builtins.list[str]

@@ -102,9 +102,7 @@ def of_ids(cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids) -> Rows:
     return rows
 
 
-def _settled(
-    cur: duckdb.DuckDBPyConnection, of: Record, size: int, where: str
-) -> Iterator[Rows]:
+def _settled(cur: duckdb.DuckDBPyConnection, of: Record, size: int, where: str) -> Iterator[Rows]:
     """Rows of the codes table."""
     columns = ", ".join([*catalog.COLUMNS, *([catalog.FINE] if of.fine else [])])
     query = f"SELECT id, {columns} FROM {of.codes} WHERE {where}"
@@ -123,7 +121,8 @@ def _appended(
 ) -> tuple[Rows, NDArray[np.int64]]:
     """Rows of small appends, and the generation of each."""
     found = cur.execute(
-        f"SELECT generation, ids, codes, fine FROM boxwood.appended WHERE collection = ? AND {where}",
+        "SELECT generation, ids, codes, fine FROM boxwood.appended "
+        f"WHERE collection = ? AND {where}",
         [of.name],
     ).fetchall()
     ids = [_unpacked(part[1]) for part in found]

@@ -32,7 +32,7 @@ from boxwood.rows import Changes, Known, Rows
 SEGMENT_ROWS = 1 << 20
 """A segment of so many rows is not merged with newer ones by appends, and so many rows at most are
 moved out of one in which many are dead; only `compact` does more at once."""
-PENDING_ROWS = 1 << 12
+PENDING_ROWS = 1 << 14
 """So many changes at most, or a quarter of the rows in the index if these are fewer, are left to
 be answered from the codes table before the index takes them in."""
 _DEAD_SHARE = 0.25

@@ -1,5 +1,5 @@
-/* packed.c - rows of small appends, as boxwood.appended keeps them: their ids as one BLOB of 64-bit numbers, little
- * end first, their codes as one of bytes. */
+/* packed.c - rows of small appends, as boxwood.appended keeps them: their ids as one BLOB of 64-bit numbers,
+ * little end first, their codes as one of bytes. */
 #include "scalar.h"
 
 #include <string.h>
@@ -62,7 +62,6 @@ static duckdb_logical_type bytes_type(void) {
     return list_type(DUCKDB_TYPE_UTINYINT);
 }
 
-const scalar_function packed_functions[] = {
-    {"boxwood_int64s", int64s, int64s_type, false, false, {BLOB}, 1},
-    {"boxwood_bytes", bytes, bytes_type, false, false, {BLOB}, 1}};
+const scalar_function packed_functions[] = {{"boxwood_int64s", int64s, int64s_type, false, false, {BLOB}, 1},
+                                            {"boxwood_bytes", bytes, bytes_type, false, false, {BLOB}, 1}};
 const size_t packed_functions_count = sizeof packed_functions / sizeof *packed_functions;

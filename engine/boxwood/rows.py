@@ -1,8 +1,9 @@
 """The rows of collections in the database: their codes, and which of them an index may not know.
 
 They are in the codes table, but for those of small appends: these are in boxwood.appended, an
-append in a row, until `settle` moves them. Every function works in the caller's transaction, by its cursor. A row is live when it has a code
-and, in a collection with a metadata table, a row there: so plain SQL on that table deletes images.
+append in a row, until `settle` moves them. Every function works in the caller's transaction, by its
+cursor. A row is live when it has a code and, in a collection with a metadata table, one there: so
+plain SQL on that table deletes images.
 `docs/ARCHITECTURE.md`, "Truth and index", says what the tables are for.
 """
 
@@ -22,9 +23,9 @@ from boxwood.catalog import Codes, Record, literal, one, quoted, registered
 from boxwood.native import Ids
 
 __all__ = [
-    "Changes", "Known", "Rows", "add", "batches", "changes", "count", "embeddings_of", "empty", "forget",
-    "insert", "keep_embeddings", "known", "live_count", "many_orphans", "of_ids", "orphans", "pending", "put",
-    "read", "remove", "settle", "without_metadata",
+    "Changes", "Known", "Rows", "add", "batches", "changes", "count", "embeddings_of", "empty",
+    "forget", "insert", "keep_embeddings", "known", "live_count", "many_orphans", "of_ids",
+    "orphans", "pending", "put", "read", "remove", "settle", "without_metadata",
 ]  # fmt: skip
 
 SMALL = 1 << 10

@@ -33,6 +33,9 @@ static void unpack(duckdb_function_info info, duckdb_data_chunk input, duckdb_ve
             char *elements = duckdb_vector_get_data(duckdb_list_vector_get_child(output));
             memcpy(elements + total * size, packed.data, packed.bytes);
         }
+        if (!has(&blob, r)) {
+            set_null(output, r);
+        }
         lists[r] = (duckdb_list_entry){total, n};
         total += n;
     }

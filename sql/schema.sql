@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS boxwood.texts (
 );
 
 -- Rows of small appends, which the codes table does not have yet: all of an append in one row here, as a row of that table
--- costs much more where it comes alone. They are moved there when the index takes them in. No id is in both.
+-- costs much more where it comes alone. They are moved there when the index takes them in, or one
+-- of them is deleted or rewritten. No id is in both.
 CREATE TABLE IF NOT EXISTS boxwood.appended (
     collection VARCHAR NOT NULL,
     generation BIGINT NOT NULL,                -- the collection's, by the append

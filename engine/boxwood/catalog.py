@@ -396,6 +396,8 @@ def record(cur: duckdb.DuckDBPyConnection, name: str, opened: bool = False) -> R
     row = None
     if opened or exists(cur):
         with _other_version():  # two queries take less time to plan than their join
+            if not opened:
+                cur.execute("SELECT collection FROM boxwood.appended LIMIT 0").fetchall()
             row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
             indexed = one(
                 cur,

@@ -94,7 +94,8 @@ class Recoded(NamedTuple):
     dropped: int
 
 
-class _Change(NamedTuple):
+@dataclass
+class _Change:
     """A change of rows that is being made."""
 
     cur: duckdb.DuckDBPyConnection
@@ -887,7 +888,7 @@ class Collection:
         if metadata is not None:
             details = _metadata_rows(metadata, numbers, self.id_column)
         with self._changing("update" if anew else "append") as change:
-            cur, record, _, known = change
+            cur, record, known = change.cur, change.record, change.known
             if anew:
                 self._need(cur, record, numbers)
             chosen = None
@@ -913,16 +914,17 @@ class Collection:
                 self._need_metadata(cur, record, numbers)
             with (
                 self._diagnosed(cur, record, numbers),
-                self._committing(change, count, None if anew else numbers) as now,
+                self._committing(change, count, None if anew else numbers),
             ):
+                now = change.record
                 if chosen is not None:
                     now = self._store_coding(cur, now, chosen)
                 elif vectors is None:
                     now = self._take_ready(cur, now, second is not None, fingerprint)
-                self._record = self._insert(cur, now, new, left, details, rows.add)
+                change.record = now = self._insert(cur, now, new, left, details, rows.add)
                 if vectors is not None:
-                    rows.keep_embeddings(cur, self._record, numbers, vectors)
-            if (record.table, record.fine) != (self._record.table, self._record.fine):
+                    rows.keep_embeddings(cur, now, numbers, vectors)
+            if (record.table, record.fine) != (now.table, now.fine):
                 name_indexes(self.con)
         return count
 
@@ -938,13 +940,12 @@ class Collection:
         if not len(numbers):
             return 0
         with self._changing("delete images") as change:
-            cur, record, _, _ = change
+            cur, record = change.cur, change.record
             there = rows.known(cur, record, numbers)
             gone = rows.without_metadata(cur, record, there)
             if len(there):
-                with self._committing(change, len(there)) as now:
-                    self._remove(cur, now, there)
-                    self._record = now
+                with self._committing(change, len(there)):
+                    self._remove(cur, change.record, there)
         return len(there) - len(gone)
 
     def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
@@ -2130,7 +2131,7 @@ class Collection:
                 yield self._begun(cur)
                 return
             self._check_writable(self.con, what)
-            raised = self._store.raised
+            raised = self._store.raised.get(self.con)
             if raised is not None and raised[0] == number:
                 yield _Change(self.con, raised[1], number, raised[2])
             else:
@@ -2151,23 +2152,23 @@ class Collection:
             self._writable = True
 
     @contextmanager
-    def _committing(
-        self, change: _Change, count: int, added: Ids | None = None
-    ) -> Iterator[Record]:
+    def _committing(self, change: _Change, count: int, added: Ids | None = None) -> Iterator[None]:
         """See to the end of what `_changing` has begun, for so many changed rows, or for rows that
-        are `added`; gives the record with the generation to write. After a transaction of its own
-        the index takes them in if there are enough of them."""
-        cur, record, number, known = change
-        known = None if added is None else known or Known()
+        are `added`. From here on the record of the change is of the generation to write, and to be
+        kept up to date. After a transaction of its own the index takes the rows in if there are
+        enough of them."""
+        cur, number = change.cur, change.number
+        known = None if added is None else change.known or Known()
         if number is not None:
             _joining[cur] = number
             self._store.pending += count
             try:
-                raised = self._store.raised
+                raised = self._store.raised.get(cur)
                 if raised is None or raised[0] != number:
-                    record = catalog.raise_generation(cur, record)
-                yield record
-                self._store.raised = number, self._record, known
+                    change.record = catalog.raise_generation(cur, change.record)
+                yield
+                self._record = change.record
+                self._store.raised[cur] = number, change.record, known
                 if known is not None and added is not None:
                     known.add(added)
             except BaseException:
@@ -2179,13 +2180,14 @@ class Collection:
             return
         with _interrupts_deferred():
             try:
-                yield record
+                yield
                 cur.execute("COMMIT")
             except BaseException:
                 self._committed = None
                 _rollback(cur)
                 raise
-            self._committed = self._record, known
+            self._record = change.record
+            self._committed = change.record, known
             if known is not None and added is not None:
                 known.add(added)
             self._store.pending += count

@@ -34,7 +34,7 @@ SEGMENT_ROWS = 1 << 20
 moved out of one in which many are dead; only `compact` does more at once."""
 PENDING_ROWS = 1 << 14
 """So many changes at most, or a quarter of the rows in the index if these are fewer, are left to
-be answered from the codes table before the index takes them in."""
+be answered from the database before the index takes them in."""
 _DEAD_SHARE = 0.25
 """A segment with more dead rows than this share is written anew."""
 _CHECK_ROWS = 1 << 18
@@ -60,10 +60,12 @@ class Store:
         self.lock = threading.RLock()
         self.dropped = False
         self.pending = 0  # changes that the index has not got, as far as this process knows
-        self.raised: tuple[int, Record, Known | None] | None = None
-        """The number of a transaction of the caller's that has raised the generation, the record
-        as it is in there, and, after an append, the ids: one generation is enough for all that it
-        changes."""
+        self.raised: weakref.WeakKeyDictionary[
+            duckdb.DuckDBPyConnection, tuple[int, Record, Known | None]
+        ] = weakref.WeakKeyDictionary()
+        """Of connections: the number of a transaction of the caller's that has raised the
+        generation, the record as it is in there, and, after an append, the ids. One generation is
+        enough for all that a transaction changes."""
         self.rows = 0  # that the index has
         self._changes: tuple[tuple[int, int], Changes] | None = None
 

@@ -369,6 +369,21 @@ def test_two_transactions_cannot_append_at_once(con: Con) -> None:
     assert ids_of(photos) == [*range(2000), 5000]
 
 
+def test_rows_that_moved_meanwhile_are_a_conflict(con: Con) -> None:
+    codes = clustered_codes(2100)
+    photos = settled(con, codes)
+    photos.append([5000, 5001], codes=codes[:2])
+    con.execute("BEGIN")
+    con.execute("SELECT count(*) FROM boxwood.collections").fetchall()  # its snapshot
+    Collection.open(boxwood.load(con.cursor()), "photos").refresh()
+    with pytest.raises(boxwood.Error, match="try again"):
+        photos.delete([5000])
+    con.execute("ROLLBACK")
+    assert photos.delete([5000]) == 1
+    assert ids_of(photos) == [*range(2000), 5001]
+    photos.verify()
+
+
 def test_update_and_delete_of_small_appends(con: Con) -> None:
     codes = clustered_codes(2200)
     photos = settled(con, codes)

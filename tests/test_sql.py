@@ -1281,7 +1281,7 @@ def test_schema_can_be_run_twice() -> None:
     tables = con.execute(
         "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'boxwood' ORDER BY 1"
     ).fetchall()
-    names = ["collections", "deleted", "heads", "indexes", "texts"]
+    names = ["appended", "collections", "deleted", "heads", "indexes", "texts"]
     assert tables == [(name,) for name in names]
 
 

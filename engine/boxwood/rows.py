@@ -319,8 +319,9 @@ def settle(cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids | None = None) -
         return
     rows, generations = _appended(cur, of)
     if len(rows.ids):
-        _insert(cur, of, rows, generations)
+        # First, as this is what conflicts where another transaction has moved them meanwhile.
         cur.execute("DELETE FROM boxwood.appended WHERE collection = ?", [of.name])
+        _insert(cur, of, rows, generations)
 
 
 def _insert(

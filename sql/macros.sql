@@ -35,7 +35,8 @@ CREATE OR REPLACE TEMP MACRO boxwood_parts(db, name) AS
 
 -- A query for one row, `r`: what the transaction sees of a collection that its index may not have, as the functions
 -- boxwood_live_.. take it. Changed rows are those that were written or deleted since the generation in boxwood.indexes; or
--- all rows, where the index has gone further than the transaction (boxwood_since).
+-- all rows, where the index has gone further than the transaction (boxwood_since). They are in the codes table, or of
+-- small appends in boxwood.appended.
 -- Macros cannot have tables as arguments, so they take this by query(). `metadata` is the table of whose ids alone rows
 -- count, or NULL. What stands in the query may have changed since it was made: then it is an error.
 CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id_column, has_fine) AS
@@ -53,9 +54,8 @@ CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id
     || '), ''quantizer'': (SELECT max(quantizer_fingerprint) FROM ' || boxwood_quoted([db, 'boxwood'])
     || '.collections WHERE name = ' || boxwood_literal(name)
     || '), ''generation'': (SELECT max(since) FROM boxwood_state), ''latest'': (SELECT max(latest) FROM boxwood_state)'
-    || ', ''ids'': list(id), ''codes'': flatten(list(['
-    || array_to_string(list_transform(range(32), lambda d: 'd' || lpad(d::VARCHAR, 2, '0')), ', ')
-    || '])), ''fine'': ' || CASE WHEN has_fine THEN 'flatten(list(fine::UTINYINT[]))' ELSE 'NULL::UTINYINT[]' END
+    || ', ''ids'': flatten(list(ids)), ''codes'': flatten(list(codes)), ''fine'': '
+    || CASE WHEN has_fine THEN 'flatten(list(fine))' ELSE 'NULL::UTINYINT[]' END
     || ', ''deleted'': (SELECT list(id) FROM ' || boxwood_quoted([db, 'boxwood'])
     || '.deleted WHERE collection = ' || boxwood_literal(name)
     || '), ''live'': '
@@ -63,8 +63,14 @@ CREATE OR REPLACE TEMP MACRO boxwood_rows_sql(db, name, uuid, path, metadata, id
         '(SELECT boxwood_ids(TRY_CAST(' || boxwood_quoted([id_column]) || ' AS BIGINT)) FROM '
         || boxwood_quoted(boxwood_parts(db, metadata)) || ')',
         'NULL::BLOB')
-    || '} AS r FROM ' || boxwood_quoted([db, 'boxwood', name || '_codes'])
-    || ' WHERE generation > (SELECT max(since) FROM boxwood_state)';
+    || '} AS r FROM (SELECT [id] AS ids, ['
+    || array_to_string(list_transform(range(32), lambda d: 'd' || lpad(d::VARCHAR, 2, '0')), ', ')
+    || '] AS codes, ' || CASE WHEN has_fine THEN 'fine::UTINYINT[]' ELSE 'NULL::UTINYINT[]' END || ' AS fine FROM '
+    || boxwood_quoted([db, 'boxwood', name || '_codes'])
+    || ' WHERE generation > (SELECT max(since) FROM boxwood_state) UNION ALL '
+    || 'SELECT boxwood_int64s(ids), boxwood_bytes(codes), boxwood_bytes(fine) FROM ' || boxwood_quoted([db, 'boxwood'])
+    || '.appended WHERE collection = ' || boxwood_literal(name)
+    || ' AND generation > (SELECT max(since) FROM boxwood_state))';
 
 -- Ids to search among, as boxwood_live_knn takes them: NULL where nothing was said, and empty where a query found none.
 CREATE OR REPLACE TEMP MACRO boxwood_among(ids) AS

@@ -45,8 +45,20 @@ CREATE TABLE IF NOT EXISTS boxwood.texts (
     PRIMARY KEY (collection, text)
 );
 
+-- Rows of small appends, which the codes table does not have yet: all of an append in one row here, as a row of that table
+-- costs much more where it comes alone. They are moved there when the index takes them in, or one
+-- of them is deleted or rewritten. No id is in both.
+CREATE TABLE IF NOT EXISTS boxwood.appended (
+    collection VARCHAR NOT NULL,
+    generation BIGINT NOT NULL,                -- the collection's, by the append
+    ids BLOB NOT NULL,                         -- of n rows: 8 bytes each, little end first
+    codes BLOB NOT NULL,                       -- 32 each
+    fine BLOB                                  -- 128 each, or NULL where the collection has no fine codes
+);
+
 -- What the index on disk has at least: the manifest of this generation, or of a later one. Written after that manifest. So
--- the rows that the index may not know are those of the codes table with a higher generation, and those of `deleted`.
+-- the rows that the index may not know are those of the codes table and `appended` with a higher generation, and those of
+-- `deleted`.
 CREATE TABLE IF NOT EXISTS boxwood.indexes (
     collection VARCHAR PRIMARY KEY,
     generation BIGINT NOT NULL,

@@ -281,7 +281,19 @@ def stored(con: duckdb.DuckDBPyConnection, kind: str) -> dict[int, bytes]:
         live = f" SEMI JOIN {NAME} USING (id)"
     columns = ", ".join(f"d{dim:02}" for dim in range(32))
     rows = con.execute(f"SELECT id, {columns}{more} FROM boxwood.{NAME}_codes{live}").fetchall()
-    return {row[0]: bytes(row[1:33]) + (bytes(row[33]) if more else b"") for row in rows}
+    held = {row[0]: bytes(row[1:33]) + (bytes(row[33]) if more else b"") for row in rows}
+    appended = con.execute(
+        "SELECT ids, codes, fine FROM boxwood.appended WHERE collection = ?", [NAME]
+    ).fetchall()
+    there = {row for (row,) in con.execute(f"SELECT id FROM {NAME}").fetchall()} if live else None
+    for ids, codes, fine in appended:
+        for place, row in enumerate(np.frombuffer(ids, "<i8").tolist()):
+            if there is not None and row not in there:
+                continue
+            assert row not in held, f"the id {row} twice"
+            code = codes[32 * place : 32 * place + 32]
+            held[row] = code + (fine[128 * place : 128 * place + 128] if more else b"")
+    return held
 
 
 def _has_fine(con: duckdb.DuckDBPyConnection) -> bool:

@@ -42,7 +42,11 @@ def child_environment() -> dict[str, str]:
 
 
 def stored(con: Con, name: str = "photos") -> int:
-    row = con.execute(f'SELECT count(*) FROM boxwood."{name}_codes"').fetchall()
+    row = con.execute(
+        f'SELECT (SELECT count(*) FROM boxwood."{name}_codes") + (SELECT '
+        "coalesce(sum(octet_length(ids)), 0) // 8 FROM boxwood.appended WHERE collection = ?)",
+        [name],
+    ).fetchall()
     return int(row[0][0])
 
 

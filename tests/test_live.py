@@ -221,3 +221,242 @@ def test_dead_rows_are_shown(con: Con) -> None:
     assert (rows, deleted) == (2000, 100)
     info = photos.info()
     assert (info["indexed"], info["deleted"], info["state"]) == (1900, 100, "current")
+
+
+# --- small appends --------------------------------------------------------------------------------
+
+
+def places(con: Con) -> tuple[int, int]:
+    """Rows in the codes table, and those of small appends beside it."""
+    row = con.execute(
+        "SELECT (SELECT count(*) FROM boxwood.photos_codes), "
+        "(SELECT coalesce(sum(octet_length(ids)), 0) // 8 FROM boxwood.appended)"
+    ).fetchall()
+    return row[0]
+
+
+def settled(con: Con, codes: np.ndarray, **options: Any) -> Collection:
+    """Rows 0 to 1999 in the codes table and the index."""
+    photos = Collection.create(con, "photos", **options)
+    photos.append(np.arange(2000), codes=codes[:2000])
+    assert places(con) == (2000, 0)
+    return photos
+
+
+def test_small_appends_lie_beside_the_codes_table(con: Con) -> None:
+    codes = clustered_codes(2200)
+    photos = settled(con, codes)
+    for first in (2000, 2100):
+        photos.append(np.arange(first, first + 100), codes=codes[first : first + 100])
+    assert places(con) == (2000, 200)
+    assert photos.info()["pending"] == 200
+    assert ids_of(photos) == [*range(2200)]
+    assert photos.knn(codes[2150], k=1)["distance"].to_pylist() == [0.0]
+    photos.verify()
+    other = boxwood.load(con.cursor())
+    found = other.execute(
+        "SELECT id FROM search_code('photos', ?::UTINYINT[])", [codes[2150].tolist()]
+    )
+    assert (2150,) in found.fetchall()
+    photos.refresh()
+    assert places(con) == (2200, 0)
+    kept = "SELECT generation, count(*) FROM boxwood.photos_codes GROUP BY ALL ORDER BY ALL"
+    assert con.execute(kept).fetchall() == [(1, 2000), (2, 100), (3, 100)]
+    assert ids_of(photos) == [*range(2200)]
+    photos.verify()
+
+
+@pytest.mark.parametrize("what", ["refresh", "compact", "repair", "open"])
+def test_the_index_takes_small_appends_in(con: Con, what: str) -> None:
+    codes = clustered_codes(2100)
+    photos = settled(con, codes)
+    photos.append(np.arange(2000, 2100), codes=codes[2000:])
+    photos.delete([5, 2005])
+    assert places(con)[1] == 0  # one of the rows had to be deleted
+    photos.append([5], codes=codes[5:6])
+    assert places(con)[1] == 1
+    if what == "open":
+        photos = Collection.open(con, "photos")
+    else:
+        getattr(photos, what)()
+    assert places(con) == (2099, 0)
+    assert photos.info()["state"] == "current"
+    assert ids_of(photos) == [*range(2005), *range(2006, 2100)]
+    photos.verify()
+
+
+def test_an_id_is_added_once_wherever_its_row_is(con: Con) -> None:
+    codes = clustered_codes(5000)
+    photos = settled(con, codes)
+    refused = pytest.raises(boxwood.InputError, match="in the collection 'photos' already")
+    for first in range(2000, 2500, 50):  # the ids are asked of the database, then known
+        photos.append(np.arange(first, first + 50), codes=codes[:50])
+        for old in (7, 2000, first + 49):
+            with refused:
+                photos.append([old, 9000], codes=codes[:2])
+    with refused:  # by the primary key
+        photos.append(np.arange(2499, 4499), codes=codes[:2000])
+    with refused:
+        photos.append(np.arange(1999, 3999), codes=codes[:2000])
+    assert ids_of(photos) == [*range(2500)]
+    con.execute("BEGIN")
+    for first in range(2500, 2800, 50):
+        photos.append(np.arange(first, first + 50), codes=codes[:50])
+        for old in (7, 2000, 2499, 2500, first + 49):
+            with refused:
+                photos.append([old, 9000], codes=codes[:2])
+    assert ids_of(photos) == [*range(2800)]
+    photos.delete([2520])
+    photos.append([2520], codes=codes[:1])
+    with refused:
+        photos.append([2520], codes=codes[:1])
+    con.execute("ROLLBACK")
+    assert ids_of(photos) == [*range(2500)]
+    photos.append([2520], codes=codes[:1])
+    photos.append([2521], codes=codes[:1])
+    with refused:
+        photos.append([2520], codes=codes[:1])
+    con.execute("BEGIN")
+    photos.append([2522], codes=codes[:1])
+    photos.append([2523], codes=codes[:1])
+    con.execute("COMMIT")
+    with refused:
+        photos.append([2523], codes=codes[:1])
+    photos.verify()
+
+
+def test_what_is_known_of_ids_is_that_of_the_last_change(con: Con) -> None:
+    """Two objects, of which neither sees what the other one does."""
+    codes = clustered_codes(2100)
+    one = settled(con, codes)
+    two = Collection.open(con, "photos")
+    for photos in (one, two):
+        for _ in range(3):
+            some = 3000 + len(photos)
+            photos.append([some], codes=codes[:1])
+            with pytest.raises(boxwood.InputError, match="already"):
+                photos.append([some], codes=codes[:1])
+    taken = ids_of(one)[-1]
+    with pytest.raises(boxwood.InputError, match="already"):
+        one.append([taken], codes=codes[:1])
+    one.append([7000], codes=codes[:1])
+    one.append([7001], codes=codes[:1])
+    two.delete([7000, 3])
+    one.append([7000, 3], codes=codes[:2])
+    assert {3, 7000, 7001} <= set(ids_of(one))
+    one.refresh()
+    one.verify()
+
+
+def test_two_transactions_cannot_append_at_once(con: Con) -> None:
+    codes = clustered_codes(2100)
+    photos = settled(con, codes)
+    other = boxwood.load(con.cursor())
+    theirs = Collection.open(other, "photos")
+    con.execute("BEGIN")
+    photos.append([5000], codes=codes[:1])
+    with pytest.raises(boxwood.Error, match="try again"):
+        theirs.append([5000], codes=codes[:1])
+    other.execute("BEGIN")
+    other.execute("SELECT count(*) FROM boxwood.collections").fetchall()  # its snapshot
+    con.execute("COMMIT")
+    with pytest.raises(boxwood.Error, match="try again"):
+        theirs.append([5000], codes=codes[:1])
+    other.execute("ROLLBACK")
+    with pytest.raises(boxwood.InputError, match="already"):
+        theirs.append([5000], codes=codes[:1])
+    assert places(con) == (2000, 1)
+    assert ids_of(photos) == [*range(2000), 5000]
+
+
+def test_rows_that_moved_meanwhile_are_a_conflict(con: Con) -> None:
+    codes = clustered_codes(2100)
+    photos = settled(con, codes)
+    photos.append([5000, 5001], codes=codes[:2])
+    con.execute("BEGIN")
+    con.execute("SELECT count(*) FROM boxwood.collections").fetchall()  # its snapshot
+    Collection.open(boxwood.load(con.cursor()), "photos").refresh()
+    with pytest.raises(boxwood.Error, match="try again"):
+        photos.delete([5000])
+    con.execute("ROLLBACK")
+    assert photos.delete([5000]) == 1
+    assert ids_of(photos) == [*range(2000), 5001]
+    photos.verify()
+
+
+def test_update_and_delete_of_small_appends(con: Con) -> None:
+    codes = clustered_codes(2200)
+    photos = settled(con, codes)
+    photos.append(np.arange(2000, 2100), codes=codes[2000:2100])
+    photos.update([2003, 4], codes=codes[2103:2105])
+    assert photos.knn(codes[2103], k=1)["distance"].to_pylist() == [0.0]
+    assert photos.delete([2003, 2004, 9999]) == 2
+    assert photos.delete([2003]) == 0
+    con.execute("BEGIN")
+    photos.append([2003], codes=codes[:1])
+    photos.update([2003], codes=codes[2150:2151])
+    photos.append([2004], codes=codes[:1])
+    photos.delete([2004])
+    assert ids_of(photos) == [*range(2004), *range(2005, 2100)]
+    con.execute("COMMIT")
+    assert ids_of(photos) == [*range(2004), *range(2005, 2100)]
+    assert photos.knn(codes[2150], k=1)["id"].to_pylist() == [2003]
+    photos.refresh()
+    photos.verify()
+    assert ids_of(photos) == [*range(2004), *range(2005, 2100)]
+
+
+def test_small_appends_deleted_by_sql(con: Con) -> None:
+    codes = clustered_codes(2200)
+    photos = Collection.create(con, "photos")
+    photos.append(np.arange(2000), codes=codes[:2000], metadata={"a": np.arange(2000)})
+    photos.append(np.arange(2000, 2100), codes=codes[2000:2100], metadata={"a": np.arange(100)})
+    assert places(con) == (2000, 100)
+    con.execute("DELETE FROM photos WHERE id IN (7, 2007, 2008)")
+    alive = [*range(7), *range(8, 2007), *range(2009, 2100)]
+    assert ids_of(photos) == alive
+    photos.append([2007], codes=codes[2150:2151], metadata={"a": [1]})
+    assert photos.knn(codes[2150], k=1)["distance"].to_pylist() == [0.0]
+    assert ids_of(photos) == sorted([*alive, 2007])
+    photos.refresh()
+    assert ids_of(photos) == sorted([*alive, 2007])
+    assert places(con) == (2098, 0)
+    photos.verify()
+
+
+def test_small_appends_in_a_database_that_is_read_only(tmp_path: Path) -> None:
+    codes = clustered_codes(2100)
+    con = boxwood.connect(tmp_path / "a.duckdb")
+    photos = settled(con, codes)
+    photos.append(np.arange(2000, 2100), codes=codes[2000:])
+    con.close()
+    con = boxwood.connect(tmp_path / "a.duckdb", read_only=True)
+    photos = Collection.open(con, "photos")
+    assert places(con) == (2000, 100)
+    assert ids_of(photos) == [*range(2100)]
+    assert photos.info()["rows"] == 2100
+    photos.verify()
+    con.close()
+
+
+def test_kept_embeddings_of_small_appends(con: Con) -> None:
+    vectors = clustered_embeddings(2100)
+    photos = Collection.create(con, "photos", keep_embeddings=True)
+    photos.append(np.arange(2000), embeddings=vectors[:2000])
+    photos.append(np.arange(2000, 2100), embeddings=vectors[2000:])
+    assert places(con) == (2000, 100)
+    assert photos.knn(like=2050, k=1)["id"].to_pylist() == [2050]
+    con.execute("DELETE FROM boxwood.photos_embeddings WHERE id = 2050")
+    with pytest.raises(boxwood.InputError, match=r"lacks 1 images.*2050"):
+        photos.recode("pca")
+    photos.delete([2050])
+    photos.append([2050, 2200], embeddings=vectors[2050:2052])
+    assert photos.recode("pca").rows == 2101
+    assert places(con) == (2101, 0)
+    assert photos.knn(like=2050, k=1)["distance"].to_pylist() == [0.0]
+    photos.append([2300], embeddings=vectors[:1])
+    photos.compact()
+    assert con.execute("SELECT count(*) FROM boxwood.photos_embeddings").fetchall() == [(2102,)]
+    photos.append([2301], embeddings=vectors[:1])
+    photos.drop()
+    assert con.execute("SELECT count(*) FROM boxwood.appended").fetchall() == [(0,)]

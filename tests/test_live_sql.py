@@ -507,6 +507,62 @@ def test_hostile_arguments(make: Make) -> None:
             rows(con, f"FROM {call}")
 
 
+@pytest.mark.parametrize("fine", [False, True])
+@pytest.mark.parametrize("metadata", [False, True])
+def test_rows_of_small_appends_answer_as_those_of_the_codes_table(
+    make: Make, metadata: bool, fine: bool
+) -> None:
+    world = make(metadata, fine)
+    con = world.con
+    world.change()
+    con.execute("UPDATE boxwood.collections SET generation = ?", [world.generation])
+    code = codes_of(world.rng, 1)[0].tolist()
+    model = box_model(world.rng, 1)
+    labels = [id for (id,) in rows(con, f"SELECT id FROM {plain(world)} ORDER BY hash(id) LIMIT 6")]
+    queries = [
+        f"FROM search_code('photos', {code}, k := 10000) ORDER BY distance, id",
+        f"FROM search_like('photos', {labels[0]}, k := 100) ORDER BY distance, id",
+        f"FROM search_model('photos', '{model}') ORDER BY id",
+        f"FROM count_model('photos', '{model}')",
+        f"FROM refine('photos', positives := {labels}, rerank := {fine}) ORDER BY id",
+    ]
+    wanted = [rows(con, query) for query in queries]
+    assert all(wanted)
+    changed = f"FROM boxwood.photos_codes WHERE generation = {world.generation}"
+    found = con.execute(f"SELECT * {changed}").fetchnumpy()
+    codes = np.stack([np.asarray(found[name]) for name in COLUMNS], axis=1).astype(np.uint8)
+    half = len(codes) // 2
+    for part in (slice(0, half), slice(half, half + 1)):  # the others stay where they are
+        ids = np.asarray(found["id"], np.int64)[part]
+        packed = np.stack(found["fine"][part]).astype(np.uint8).tobytes() if fine else None
+        con.execute(
+            "INSERT INTO boxwood.appended VALUES ('photos', ?, ?, ?, ?)",
+            [world.generation, ids.tobytes(), codes[part].tobytes(), packed],
+        )
+        con.execute(f"DELETE {changed} AND id IN (SELECT unnest(?::BIGINT[]))", [ids.tolist()])
+    con.execute(
+        "INSERT INTO boxwood.appended VALUES ('others', ?, ?, ?, NULL), ('photos', 1, ?, ?, ?)",
+        [world.generation, ids.tobytes(), b"a" * 32, ids.tobytes(), b"a" * 32, b"a" * 128],
+    )  # of another collection, and of a generation that the index has
+    assert [rows(con, query) for query in queries] == wanted
+    con.execute("UPDATE boxwood.appended SET codes = 'abc' WHERE generation > 1")
+    with pytest.raises(duckdb.Error, match="do not have 32 values for each id"):
+        rows(con, queries[0])
+
+
+def test_packed_rows_are_unpacked(make: Make) -> None:
+    con = make(False, False, rows=2).con
+    ids = np.array([-5, 0, 2**63 - 1, 7], np.int64)
+    con.execute("CREATE TABLE packed (ids BLOB)")
+    con.execute("INSERT INTO packed VALUES (?), (NULL)", [ids.tobytes()])
+    assert rows(con, "SELECT boxwood_int64s(ids) FROM packed") == [(ids.tolist(),), (None,)]
+    unpacked = [(list(ids.tobytes()),), (None,)]
+    assert rows(con, "SELECT boxwood_bytes(ids) FROM packed") == unpacked
+    assert rows(con, "SELECT boxwood_int64s(''::BLOB), boxwood_bytes(''::BLOB)") == [([], [])]
+    with pytest.raises(duckdb.Error, match="9 bytes cannot hold numbers of 8"):
+        rows(con, "SELECT boxwood_int64s('123456789'::BLOB)")
+
+
 @pytest.mark.parametrize("differing", ["codes", "live", "quantizer", "deleted", "latest"])
 def test_each_row_has_a_transaction_of_its_own(make: Make, differing: str) -> None:
     """Structs of the rows of a table, alike but for one member. What is alike is constant, so it

@@ -1281,7 +1281,9 @@ def test_schema_can_be_run_twice() -> None:
     tables = con.execute(
         "SELECT table_name FROM duckdb_tables() WHERE schema_name = 'boxwood' ORDER BY 1"
     ).fetchall()
-    names = ["collections", "concepts", "deleted", "heads", "indexes", "sessions", "texts"]
+    names = [
+        "appended", "collections", "concepts", "deleted", "heads", "indexes", "sessions", "texts",
+    ]  # fmt: skip
     assert tables == [(name,) for name in names]
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
 
-from boxwood import catalog
+from boxwood import catalog, rows
 from boxwood.catalog import quoted
 from boxwood.encode import Encoder
 from boxwood.encode.decode import TIMEOUT, Broken, Decoded, Decoder, Item
@@ -249,7 +249,7 @@ class Adding:
                 rows = cur.execute(
                     f"SELECT m.hash, min_by(m.uri, c.id), min(c.id) FROM "
                     f"{record.metadata} m JOIN boxwood_hashes n ON n.hash = m.hash "
-                    f"JOIN {record.codes} c ON c.id = m.{quoted(record.id_column)} GROUP BY m.hash"
+                    f"JOIN {record.ids} c ON c.id = m.{quoted(record.id_column)} GROUP BY m.hash"
                 ).fetchall()
         return found | {digest: (uri, number) for digest, uri, number in rows}
 
@@ -302,24 +302,11 @@ class Adding:
         wanted = [number for _, number in self._copies]
         with self.collection.con.cursor() as cur:
             record = self.collection._fresh(cur)
-            source = record.codes
-            if record.keep_embeddings:
-                source += f" JOIN {record.embeddings} USING (id)"
-            ids = pa.table({"id": pa.array(wanted, pa.int64())})
-            with catalog.registered(cur, "boxwood_ids", ids):
-                table = cur.sql(f"FROM {source} WHERE id IN (FROM boxwood_ids)").to_arrow_table()
-        place = {number: n for n, number in enumerate(table["id"].to_pylist())}
-        rows = np.array([place[number] for number in wanted])
-
-        def lists(name: str) -> NDArray[Any] | None:
-            if name not in table.column_names:
-                return None
-            flat = table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            values: NDArray[Any] = flat.reshape(len(table), -1)[rows]
-            return values
-
-        codes = np.stack([table[name].to_numpy() for name in catalog.COLUMNS], axis=1)[rows]
-        fine, embeddings = lists(catalog.FINE), lists("embedding")
+            found = rows.of_ids(cur, record, np.unique(np.array(wanted, np.int64)))
+            order = np.argsort(found.ids)
+            copied = found.some(order[np.searchsorted(found.ids, wanted, sorter=order)])
+            embeddings = rows.embeddings_of(cur, record, copied.ids)
+        codes, fine = copied.codes, copied.fine
         self._append(
             [image for image, _ in self._copies],
             lambda some: {
@@ -384,7 +371,7 @@ def rows_of_uris(
         rows = cur.execute(
             f"SELECT m.uri, m.{quoted(record.id_column)}, c.id IS NOT NULL AS coded "
             f"FROM {record.metadata} m "
-            f"LEFT JOIN {record.codes} c ON c.id = m.{quoted(record.id_column)} "
+            f"LEFT JOIN {record.ids} c ON c.id = m.{quoted(record.id_column)} "
             "WHERE m.uri IN (SELECT uri FROM boxwood_uris) "
             f"AND m.{quoted(record.id_column)} IS NOT NULL ORDER BY coded"
         ).fetchall()

@@ -297,6 +297,15 @@ class Record:
         return f"boxwood.{quoted(self.name + '_codes')}"
 
     @property
+    def ids(self) -> str:
+        """The ids of all rows, in the codes table and of small appends, as something that stands in
+        a FROM clause."""
+        return (
+            f"(SELECT id FROM {self.codes} UNION ALL SELECT unnest(boxwood_int64s(ids)) FROM "
+            f"boxwood.appended WHERE collection = {literal(self.name)})"
+        )
+
+    @property
     def embeddings(self) -> str:
         """The table of kept embeddings, as SQL; there once there are embeddings to keep."""
         return f"boxwood.{quoted(self.name + '_embeddings')}"
@@ -387,6 +396,8 @@ def record(cur: duckdb.DuckDBPyConnection, name: str, opened: bool = False) -> R
     row = None
     if opened or exists(cur):
         with _other_version():  # two queries take less time to plan than their join
+            if not opened:
+                cur.execute("SELECT collection FROM boxwood.appended LIMIT 0").fetchall()
             row = one(cur, f"SELECT {_FIELDS} FROM boxwood.collections WHERE name = ?", [name])
             indexed = one(
                 cur,
@@ -513,6 +524,7 @@ def _set_codes(cur: duckdb.DuckDBPyConnection, new: Record, anew: bool) -> Recor
     )  # fmt: skip
     if anew:  # a column that no row may lack cannot be added to a table
         cur.execute(f"DROP TABLE {new.codes}")
+        cur.execute("DELETE FROM boxwood.appended WHERE collection = ?", [new.name])
         _create_codes(cur, new)
     return new
 
@@ -536,6 +548,20 @@ def raise_generation(cur: duckdb.DuckDBPyConnection, old: Record) -> Record:
     return replace(old, generation=row[0])
 
 
+def raise_known(cur: duckdb.DuckDBPyConnection, known: Record) -> Record | None:
+    """The same for the record of a generation that was committed, without reading it again; None,
+    and nothing done, where the collection is of another generation now. Every change of a record,
+    but for what it knows of the index, raises the generation."""
+    row = one(
+        cur,  # RETURNING would double what this takes
+        f"UPDATE boxwood.collections SET generation = {known.generation + 1} WHERE name = "
+        f"{literal(known.name)} AND generation = {known.generation} AND uuid = '{known.uuid}'",
+    )
+    if row is None or row[0] != 1:
+        return None
+    return replace(known, generation=known.generation + 1)
+
+
 def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> None:
     """Note that an index of this generation, with a manifest of this checksum, is on disk; within
     the caller's transaction."""
@@ -552,7 +578,7 @@ def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> No
 def remove(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
     """Remove a collection and what is kept of it; within the caller's transaction."""
     cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [of.name])
-    for table in ("indexes", "deleted"):
+    for table in ("appended", "indexes", "deleted"):
         cur.execute(f"DELETE FROM boxwood.{table} WHERE collection = ?", [of.name])
     remove_texts(cur, of.name)
     remove_unused_heads(cur)

@@ -55,7 +55,7 @@ from boxwood.errors import (
 from boxwood.model import Model
 from boxwood.native import Ids
 from boxwood.progress import Bar
-from boxwood.rows import Rows
+from boxwood.rows import Known, Rows
 from boxwood.store import Draft, Store, hint, inspect, store_at
 from boxwood.view import View
 
@@ -93,6 +93,18 @@ class Recoded(NamedTuple):
     rows: int
     phrases: int
     dropped: int
+
+
+@dataclass
+class _Change:
+    """A change of rows that is being made."""
+
+    cur: duckdb.DuckDBPyConnection
+    record: Record
+    number: int | None
+    """Of the caller's transaction; None: it is in one of its own."""
+    known: Known | None
+    """The ids, where the change before this was an append as well."""
 
 
 class _Chosen(NamedTuple):
@@ -239,6 +251,8 @@ class Collection:
         self._store = store
         self._coding: tuple[tuple[str, ...], Coding] | None = None  # by its fingerprints
         self._writable = False  # once that is known
+        self._committed: tuple[Record, Known | None] | None = None
+        """The record as the last change of this object has left it, and after an append the ids."""
 
     # --- making, opening, dropping ----------------------------------------------------------------
 
@@ -410,13 +424,11 @@ class Collection:
                 raise IndexStale(str(error)) from error
             return
         index = index.without(self._store.changes(cur, record, index).ids)
-        row = catalog.one(
-            cur, f"SELECT count(*) FROM {record.codes} WHERE generation <= ?", [since]
-        )
-        if row is not None and row[0] != len(index):
+        there = rows.count(cur, record, f"generation <= {since}")
+        if there != len(index):
             raise IndexStale(
                 f"the index in {self.index_path} has {len(index):,} rows of generation {since}, "
-                f"the codes table {row[0]:,}"
+                f"the codes table {there:,}"
             )
 
     def _too_new(self, index: native.Index) -> IndexStale:
@@ -739,7 +751,7 @@ class Collection:
                         details = describe(cur, done, len(ids))
                         details, _ = fitting(cur, record, details)
                         details = _metadata_rows(details, ids, self.id_column)
-                    record = self._insert(cur, record, new, left, details)
+                    record = self._insert(cur, record, new, left, details, rows.insert)
                     if coding is not None:
                         rows.keep_embeddings(cur, record, ids, vectors)
                     done += len(ids)
@@ -879,7 +891,8 @@ class Collection:
         details = None
         if metadata is not None:
             details = _metadata_rows(metadata, numbers, self.id_column)
-        with self._changing("update" if anew else "append") as (cur, record):
+        with self._changing("update" if anew else "append") as change:
+            cur, record, known = change.cur, change.record, change.known
             if anew:
                 self._need(cur, record, numbers)
             chosen = None
@@ -894,23 +907,28 @@ class Collection:
                 new = Rows(numbers, *coding.images(vectors))
             else:
                 new = Rows(numbers, given, second)
-            # Outside of a transaction of the caller's the primary key may refuse ids.
-            refused = cur is not self.con and record.table is None
+            # Outside of a transaction of the caller's the primary key may refuse many ids.
+            refused = cur is not self.con and record.table is None and count > rows.SMALL
             left = numbers if anew else numbers[:0]
             if not anew and not refused:
-                left = self._refuse_known(cur, record, numbers)
+                few = known is not None and self._store.rows <= Known.MOST and count <= rows.SMALL
+                there = known.among(cur, record, numbers) if known is not None and few else None
+                left = self._refuse_known(cur, record, numbers, there)
             if details is None and record.table is not None and not record.owns_table:
                 self._need_metadata(cur, record, numbers)
-            with self._diagnosed(cur, record, numbers), self._committing(cur, count):
-                now = catalog.raise_generation(cur, record)
+            with (
+                self._diagnosed(cur, record, numbers),
+                self._committing(change, count, None if anew else numbers),
+            ):
+                now = change.record
                 if chosen is not None:
                     now = self._store_coding(cur, now, chosen)
                 elif vectors is None:
                     now = self._take_ready(cur, now, second is not None, fingerprint)
-                self._record = self._insert(cur, now, new, left, details)
+                change.record = now = self._insert(cur, now, new, left, details, rows.add)
                 if vectors is not None:
-                    rows.keep_embeddings(cur, self._record, numbers, vectors)
-            if (record.table, record.fine) != (self._record.table, self._record.fine):
+                    rows.keep_embeddings(cur, now, numbers, vectors)
+            if (record.table, record.fine) != (now.table, now.fine):
                 name_indexes(self.con)
         return count
 
@@ -925,17 +943,17 @@ class Collection:
         numbers = np.unique(native.check_ids(_listed(ids)))
         if not len(numbers):
             return 0
-        with self._changing("delete images") as (cur, record):
+        with self._changing("delete images") as change:
+            cur, record = change.cur, change.record
             there = rows.known(cur, record, numbers)
             gone = rows.without_metadata(cur, record, there)
             if len(there):
-                with self._committing(cur, len(there)):
-                    self._record = self._remove(cur, record, there)
+                with self._committing(change, len(there)):
+                    self._remove(cur, change.record, there)
         return len(there) - len(gone)
 
-    def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> Record:
+    def _remove(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> None:
         """Remove images; within the caller's transaction."""
-        record = catalog.raise_generation(cur, record)
         rows.remove(cur, record, ids)
         if record.table is not None and record.owns_table:
             with catalog.registered(cur, "boxwood_gone", pa.table({"id": ids})):
@@ -943,7 +961,6 @@ class Collection:
                     f"DELETE FROM {record.metadata} WHERE "
                     f"{quoted(record.id_column)} IN (SELECT id FROM boxwood_gone)"
                 )
-        return record
 
     def update(
         self,
@@ -970,6 +987,7 @@ class Collection:
         new: Rows,
         left: Ids,
         details: pa.Table | None,
+        insert: Callable[[duckdb.DuckDBPyConnection, Record, Rows], None],
     ) -> Record:
         """Insert rows with their metadata, or see to it that they have some; `left` are ids of
         which there are still codes. Within the caller's transaction."""
@@ -984,7 +1002,7 @@ class Collection:
             if len(lacking):
                 key = pa.table({record.id_column: lacking})
                 record = self._insert_metadata(cur, record, key)
-        rows.insert(cur, record, new)
+        insert(cur, record, new)
         return record
 
     def _take_ready(
@@ -1074,10 +1092,17 @@ class Collection:
                 self._refuse_known(cur, record, ids)
             raise
 
-    def _refuse_known(self, cur: duckdb.DuckDBPyConnection, record: Record, ids: Ids) -> Ids:
-        """Refuse ids that the collection holds. Returns those of which it still has codes, though
-        they were deleted from the metadata table."""
-        there = rows.known(cur, record, ids)
+    def _refuse_known(
+        self,
+        cur: duckdb.DuckDBPyConnection,
+        record: Record,
+        ids: Ids,
+        there: Ids | None = None,
+    ) -> Ids:
+        """Refuse ids that the collection holds. Returns those of which it still has codes (`there`,
+        or what the database says), though they were deleted from the metadata table."""
+        if there is None:
+            there = rows.known(cur, record, ids)
         left = rows.without_metadata(cur, record, there)
         if len(left) < len(there):
             held = np.setdiff1d(there, left)
@@ -1121,7 +1146,7 @@ class Collection:
                 # From here on an image is there if it has a row in this table.
                 cur.execute(
                     f"INSERT INTO {record.metadata} ({quoted(record.id_column)}) "
-                    f"SELECT id FROM {record.codes}"
+                    f"SELECT id FROM {record.ids}"
                 )
             assert record.table is not None
             try:
@@ -1286,7 +1311,7 @@ class Collection:
         """The first of so many ids above all that rows and metadata have."""
         with _database_errors(), self.con.cursor() as cur:
             record = self._fresh(cur)
-            query = f"SELECT max(id) FROM {record.codes}"
+            query = f"SELECT max(id) FROM {record.ids}"
             if record.table is not None:
                 query = (
                     f"SELECT greatest(({query}), (SELECT max({quoted(record.id_column)}) "
@@ -2032,7 +2057,7 @@ class Collection:
         row = catalog.one(
             cur,
             f"SELECT count(*) FILTER (n IS NULL), min(c.id) FILTER (n IS NULL), "
-            f"min(c.id) FILTER (n > 1) FROM {record.codes} c "
+            f"min(c.id) FILTER (n > 1) FROM {record.ids} c "
             f"LEFT JOIN (SELECT id, count(*) AS n FROM {there} GROUP BY id) s USING (id)",
         )
         assert row is not None
@@ -2043,9 +2068,7 @@ class Collection:
             )
         if row[2] is not None:
             raise InputError(f"{what} has the id {row[2]} more than once: nothing was changed")
-        return (
-            f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.codes} USING (id)"
-        )
+        return f"SELECT id, e AS {quoted(embedding)} FROM {there} SEMI JOIN {record.ids} USING (id)"
 
     def _said(
         self, record: Record, stored: builtins.list[str]
@@ -2147,12 +2170,15 @@ class Collection:
 
     def _fresh(self, cur: duckdb.DuckDBPyConnection) -> Record:
         """The collection's record as it is now."""
-        record = catalog.record(cur, self.name, opened=True)
+        self._record = self._same(catalog.record(cur, self.name, opened=True))
+        return self._record
+
+    def _same(self, record: Record) -> Record:
+        """A record of this name, if it is this collection's."""
         if record.uuid != self._record.uuid:
             raise InputError(
                 f"the collection {self.name!r} was dropped and made anew: open it again"
             )
-        self._record = record
         return record
 
     @contextmanager
@@ -2169,16 +2195,34 @@ class Collection:
             yield cur, self._fresh(cur)
 
     @contextmanager
-    def _changing(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
-        """The same for a change that becomes a part of the caller's transaction, if there is one:
-        the cursor is then the connection itself."""
-        if not catalog.in_transaction(self.con):
-            with self._alone(what) as both:
-                yield both
-            return
-        with _database_errors(), self._store.lock:
+    def _changing(self, what: str) -> Iterator[_Change]:
+        """For a change of rows by `_committing`. It becomes a part of the caller's transaction, if
+        there is one: the cursor is then the connection itself. Else it is in a transaction of its
+        own that has begun."""
+        number = _transaction_of(self.con)
+        with _database_errors(), self._store.lock, ExitStack() as ending:
+            if number is None:
+                cur = ending.enter_context(self.con.cursor())
+                self._check_writable(cur, what)
+                cur.execute("BEGIN")
+                ending.callback(_rollback, cur)
+                yield self._begun(cur)
+                return
             self._check_writable(self.con, what)
-            yield self.con, self._fresh(self.con)
+            raised = self._store.raised.get(self.con)
+            if raised is not None and raised[0] == number:
+                yield _Change(self.con, raised[1], number, raised[2])
+            else:
+                yield _Change(self.con, self._fresh(self.con), number, None)
+
+    def _begun(self, cur: duckdb.DuckDBPyConnection) -> _Change:
+        """A change in the cursor's transaction, which has raised the generation."""
+        if self._committed is not None:
+            record, known = self._committed
+            raised = catalog.raise_known(cur, record)
+            if raised is not None:
+                return _Change(cur, raised, None, known)
+        return _Change(cur, catalog.raise_generation(cur, self._fresh(cur)), None, None)
 
     def _check_writable(self, cur: duckdb.DuckDBPyConnection, what: str) -> None:
         if not self._writable:
@@ -2186,14 +2230,25 @@ class Collection:
             self._writable = True
 
     @contextmanager
-    def _committing(self, cur: duckdb.DuckDBPyConnection, count: int) -> Iterator[None]:
-        """A transaction for so many changed rows, after which the index takes them in if there are
-        enough of them; or the caller's transaction."""
-        if cur is self.con:
-            _join(cur)
+    def _committing(self, change: _Change, count: int, added: Ids | None = None) -> Iterator[None]:
+        """See to the end of what `_changing` has begun, for so many changed rows, or for rows that
+        are `added`. From here on the record of the change is of the generation to write, and to be
+        kept up to date. After a transaction of its own the index takes the rows in if there are
+        enough of them."""
+        cur, number = change.cur, change.number
+        known = None if added is None else change.known or Known()
+        if number is not None:
+            _joining[cur] = number
             self._store.pending += count
             try:
+                raised = self._store.raised.get(cur)
+                if raised is None or raised[0] != number:
+                    change.record = catalog.raise_generation(cur, change.record)
                 yield
+                self._record = change.record
+                self._store.raised[cur] = number, change.record, known
+                if known is not None and added is not None:
+                    known.add(added)
             except BaseException:
                 # All or nothing: what is half done must not be committed. A failed statement ends
                 # a transaction for good, and this one always fails.
@@ -2202,8 +2257,17 @@ class Collection:
                 raise
             return
         with _interrupts_deferred():
-            with _transaction(cur):
+            try:
                 yield
+                cur.execute("COMMIT")
+            except BaseException:
+                self._committed = None
+                _rollback(cur)
+                raise
+            self._record = change.record
+            self._committed = change.record, known
+            if known is not None and added is not None:
+                known.add(added)
             self._store.pending += count
             if count and self._store.due():
                 self._after_commit(count, lambda: self._bring_up(cur))
@@ -2243,9 +2307,10 @@ class Collection:
         else:
             checksum = self._store.open(record).info.checksum
         # Somebody else may be writing there: what is not noted now is noted the next time, and
-        # until then these changes are looked up in the codes table as well.
+        # until then these changes are looked up in the database as well.
         with suppress(duckdb.TransactionException), _transaction(cur):
             catalog.set_indexed(cur, record, checksum)
+            rows.settle(cur, record)
         self._store.pending = rows.pending(cur, self._fresh(cur))
 
 
@@ -2751,10 +2816,20 @@ _joining: weakref.WeakKeyDictionary[duckdb.DuckDBPyConnection, int] = weakref.We
 """
 
 
-def _join(con: duckdb.DuckDBPyConnection) -> None:
-    row = catalog.one(con, "SELECT txid_current()")
+def _transaction_of(con: duckdb.DuckDBPyConnection) -> int | None:
+    """The number of the transaction that the caller has begun on this connection; None: there is
+    none. Of one that has failed, 0: nothing can be done in it."""
+    number = _joining.get(con)
+    try:
+        row = catalog.one(con, "SELECT txid_current()")
+    except duckdb.TransactionException:
+        return 0
     assert row is not None
-    _joining[con] = row[0]
+    if row[0] == number:
+        return number
+    # Outside of a transaction, every statement has one of its own.
+    again = catalog.one(con, "SELECT txid_current()")
+    return row[0] if again == row else None
 
 
 def _joined(con: duckdb.DuckDBPyConnection) -> bool:
@@ -2781,9 +2856,13 @@ def _transaction(cur: duckdb.DuckDBPyConnection) -> Iterator[None]:
         yield
         cur.execute("COMMIT")
     except BaseException:
-        with suppress(duckdb.Error):  # a failed COMMIT has rolled back already
-            cur.execute("ROLLBACK")
+        _rollback(cur)
         raise
+
+
+def _rollback(cur: duckdb.DuckDBPyConnection) -> None:
+    with suppress(duckdb.Error):  # a failed COMMIT has rolled back already
+        cur.execute("ROLLBACK")
 
 
 @contextmanager

@@ -27,14 +27,14 @@ from boxwood.errors import (
     IndexStale,
     StorageError,
 )
-from boxwood.rows import Changes, Rows
+from boxwood.rows import Changes, Known, Rows
 
 SEGMENT_ROWS = 1 << 20
 """A segment of so many rows is not merged with newer ones by appends, and so many rows at most are
 moved out of one in which many are dead; only `compact` does more at once."""
-PENDING_ROWS = 1 << 12
+PENDING_ROWS = 1 << 14
 """So many changes at most, or a quarter of the rows in the index if these are fewer, are left to
-be answered from the codes table before the index takes them in."""
+be answered from the database before the index takes them in."""
 _DEAD_SHARE = 0.25
 """A segment with more dead rows than this share is written anew."""
 _CHECK_ROWS = 1 << 18
@@ -60,7 +60,13 @@ class Store:
         self.lock = threading.RLock()
         self.dropped = False
         self.pending = 0  # changes that the index has not got, as far as this process knows
-        self._rows = 0  # that the index has
+        self.raised: weakref.WeakKeyDictionary[
+            duckdb.DuckDBPyConnection, tuple[int, Record, Known | None]
+        ] = weakref.WeakKeyDictionary()
+        """Of connections: the number of a transaction of the caller's that has raised the
+        generation, the record as it is in there, and, after an append, the ids. One generation is
+        enough for all that a transaction changes."""
+        self.rows = 0  # that the index has
         self._changes: tuple[tuple[int, int], Changes] | None = None
 
     # --- opening ----------------------------------------------------------------------------------
@@ -93,7 +99,7 @@ class Store:
                 f"the index in {self.path} was made with another encoder, head or quantizer: "
                 + _differences(index.info.fingerprints, of.fingerprints)
             )
-        self._rows = len(index)
+        self.rows = len(index)
         return index
 
     def changes(
@@ -166,7 +172,7 @@ class Store:
 
     def due(self) -> bool:
         """Whether enough has changed for the index to take it in."""
-        return self.pending >= min(PENDING_ROWS, max(1, self._rows // 4))
+        return self.pending >= min(PENDING_ROWS, max(1, self.rows // 4))
 
     def tidy(self) -> None:
         """Remove all that the index does not consist of."""
@@ -246,7 +252,7 @@ class Store:
         """The files that the manifest on disk lists."""
         try:
             with native.Index(self.path) as index:
-                self._rows = len(index)
+                self.rows = len(index)
                 return {
                     name
                     for segment in index.segments()

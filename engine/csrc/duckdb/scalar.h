@@ -127,6 +127,8 @@ typedef struct scalar_function {
 /* Functions of one name next to each other are overloads of it. */
 extern const scalar_function live_functions[]; /* live.c */
 extern const size_t live_functions_count;
+extern const scalar_function packed_functions[]; /* packed.c */
+extern const size_t packed_functions_count;
 bool register_id_set(duckdb_connection connection); /* id_set.c */
 
 /* STRUCT(<columns>), or a list of these; columns end with a NULL name. */

@@ -660,6 +660,7 @@ static bool add_all(duckdb_connection connection, const scalar_function *functio
 
 duckdb_state register_scalar_functions(duckdb_connection connection) {
     bool ok = add_all(connection, row_functions, sizeof row_functions / sizeof *row_functions) &&
-              add_all(connection, live_functions, live_functions_count) && register_id_set(connection);
+              add_all(connection, live_functions, live_functions_count) &&
+              add_all(connection, packed_functions, packed_functions_count) && register_id_set(connection);
     return ok ? DuckDBSuccess : DuckDBError;
 }

@@ -285,6 +285,7 @@ class Person:
 
     def shown(self) -> list[int]:
         """The ids on screen, in their order."""
+        expect(self.find(".cell[data-id]").first).to_be_attached()
         return [int(i) for i in self.page.evaluate(
             """() => {
                 const box = document.querySelector("#grid").getBoundingClientRect();

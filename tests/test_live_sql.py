@@ -4,8 +4,8 @@ deleted from the metadata table alone, whatever of it the index knows."""
 from __future__ import annotations
 
 import json
-import shutil
 import re
+import shutil
 import subprocess
 import uuid
 from collections.abc import Callable

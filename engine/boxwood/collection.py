@@ -1816,9 +1816,9 @@ class Collection:
         both = np.intersect1d(right, wrong)
         if len(both):
             raise InputError(f"positives and negatives both hold {_some(both)}: keep one of them")
-        with self._changing("save a concept") as (cur, record):
+        with self._beside("save a concept") as (cur, record):
             concepts.check_new(cur, record, name, kept, replace)
-            with self._committing(cur, 0):
+            with self._whole(cur):
                 version = concepts.insert(
                     cur, record, name, kept, right.tolist(), wrong.tolist(), note
                 )
@@ -1842,9 +1842,9 @@ class Collection:
     def drop_concept(self, name: str) -> int:
         """Remove a concept with its view; returns how many versions it had. Within a transaction
         that is open on the connection this is a part of it."""
-        with self._changing("drop a concept") as (cur, record):
+        with self._beside("drop a concept") as (cur, record):
             concepts.need(cur, record, name)
-            with self._committing(cur, 0):
+            with self._whole(cur):
                 return concepts.remove(cur, record, name)
 
     # --- upkeep -----------------------------------------------------------------------------------
@@ -2199,8 +2199,8 @@ class Collection:
         """For a change of rows by `_committing`. It becomes a part of the caller's transaction, if
         there is one: the cursor is then the connection itself. Else it is in a transaction of its
         own that has begun."""
-        number = _transaction_of(self.con)
         with _database_errors(), self._store.lock, ExitStack() as ending:
+            number = _transaction_of(self.con)
             if number is None:
                 cur = ending.enter_context(self.con.cursor())
                 self._check_writable(cur, what)
@@ -2214,6 +2214,29 @@ class Collection:
                 yield _Change(self.con, raised[1], number, raised[2])
             else:
                 yield _Change(self.con, self._fresh(self.con), number, None)
+
+    @contextmanager
+    def _beside(self, what: str) -> Iterator[tuple[duckdb.DuckDBPyConnection, Record]]:
+        """A cursor and the record, for a change, by `_whole`, of what is kept beside the rows. It
+        becomes a part of the caller's transaction, if there is one."""
+        with _database_errors(), self._store.lock, ExitStack() as ending:
+            number = _transaction_of(self.con)
+            cur = self.con if number is not None else ending.enter_context(self.con.cursor())
+            self._check_writable(cur, what)
+            if number is not None:
+                _joining[cur] = number
+            yield cur, self._fresh(cur)
+
+    @contextmanager
+    def _whole(self, cur: duckdb.DuckDBPyConnection) -> Iterator[None]:
+        """All of a change or none of it: in a transaction of its own, or at the price of the
+        caller's."""
+        if cur is self.con:
+            with _or_fail(cur):
+                yield
+            return
+        with _interrupts_deferred(), _transaction(cur):
+            yield
 
     def _begun(self, cur: duckdb.DuckDBPyConnection) -> _Change:
         """A change in the cursor's transaction, which has raised the generation."""
@@ -2240,7 +2263,7 @@ class Collection:
         if number is not None:
             _joining[cur] = number
             self._store.pending += count
-            try:
+            with _or_fail(cur):
                 raised = self._store.raised.get(cur)
                 if raised is None or raised[0] != number:
                     change.record = catalog.raise_generation(cur, change.record)
@@ -2249,12 +2272,6 @@ class Collection:
                 self._store.raised[cur] = number, change.record, known
                 if known is not None and added is not None:
                     known.add(added)
-            except BaseException:
-                # All or nothing: what is half done must not be committed. A failed statement ends
-                # a transaction for good, and this one always fails.
-                with suppress(duckdb.Error):
-                    cur.execute("BEGIN")
-                raise
             return
         with _interrupts_deferred():
             try:
@@ -2269,7 +2286,7 @@ class Collection:
             if known is not None and added is not None:
                 known.add(added)
             self._store.pending += count
-            if count and self._store.due():
+            if self._store.due():
                 self._after_commit(count, lambda: self._bring_up(cur))
 
     def _bring_up(
@@ -2847,6 +2864,18 @@ def _joined(con: duckdb.DuckDBPyConnection) -> bool:
     _joining.pop(con, None)
     name_indexes(con)  # it may have been rolled back, and with it what the macros were told
     return False
+
+
+@contextmanager
+def _or_fail(con: duckdb.DuckDBPyConnection) -> Iterator[None]:
+    """Something in the caller's transaction that must not be committed half done."""
+    try:
+        yield
+    except BaseException:
+        # A failed statement ends a transaction for good, and this one always fails.
+        with suppress(duckdb.Error):
+            con.execute("BEGIN")
+        raise
 
 
 @contextmanager

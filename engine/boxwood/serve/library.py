@@ -181,7 +181,7 @@ class RequestCursor:
             return None
         found = self.con.execute(
             f'SELECT m."uri"::VARCHAR FROM {table.sql} m WHERE {table.id} = $id AND EXISTS '
-            f"(FROM {self.record(name).codes} c WHERE c.id = $id)",
+            f"(FROM {self.record(name).ids} c WHERE c.id = $id)",
             {"id": number},
         ).fetchall()
         if not found:

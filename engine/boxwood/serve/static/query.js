@@ -55,7 +55,8 @@ export async function search() {
 /** Searches for the session's query (also after undo, or when a session is opened). */
 export async function runQuery() {
     const result = await results.run({ act: "search", query: store.data.query }, { again: runQuery });
-    if (result) store.setShown({ act: "search" });
+    // A session that is opened shows what it showed: it must not count as changed, and so conflict with its owner.
+    if (result && store.data.shown?.act !== "search") store.setShown({ act: "search" });
     return result;
 }
 

@@ -140,11 +140,15 @@ def test_the_whole_workflow(person: Person, world: World) -> None:
     third = person.refine()
     assert world.quality(person.results(third["view"]), QUERY).f1 >= better.f1
     changes = third["changes"]
-    assert changes["new"] + changes["gone"] > 0
+    assert changes["gone"] > 0
     expect(person.find("#changes")).to_contain_text(f"{changes['new']} new")
     person.find("#rounds-box summary").click()
     expect(person.find("#rounds li")).to_have_count(2)
     person.shot("again")
+    person.find("#look-gone").click()
+    expect(person.find("#gone-dialog li")).to_have_count(changes["gone"])
+    person.shot("gone")
+    person.accessible()
 
 
 def test_a_click_counts_once(person: Person) -> None:
@@ -170,32 +174,49 @@ def test_a_click_counts_once(person: Person) -> None:
     person.counts(1, 1)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "a red/blue circle", "either 'this' or \"that\"; DROP TABLE scenes; --",
-        "<script>alert(1)</script><img src=x onerror=alert(2)>", "köszönöm 赤い丸 🔴 ‮abc",
-        "100% %2F ../.. \\ & ? # +", "a " * 900,
-    ],
-    ids=["slash", "quotes", "markup", "unicode", "url", "long"],
-)  # fmt: skip
-def test_hostile_words(new_person: NewPerson, words: str) -> None:
-    person = new_person()
+def test_hostile_words(person: Person) -> None:
     person.page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
-    answer = person.search(words)
-    assert answer["total"] == 60
-    expect(person.find("#total")).to_have_text("60 results")
-    expect(person.find("#sql")).to_have_text(answer["sql"])
+    hostile = [
+        "a red/blue circle", "either 'this' or \"that\"; DROP TABLE scenes; --",
+        "köszönöm 赤い丸 🔴 \u202eabc", "100% %2F ../.. \\ & ? # +", "a " * 900,
+        "<script>alert(1)</script><img src=x onerror=alert(2)>",
+    ]  # fmt: skip
+    for words in hostile:
+        answer = person.search(words)
+        assert answer["total"] == 60
+        expect(person.find("#total")).to_have_text("60 results")
+        expect(person.find("#sql")).to_have_text(answer["sql"])
     # The same after a name and a reload, which show the words in more places.
     person.find("#session").click()
-    person.find("#session-title").fill(words[:190].strip())
+    person.find("#session-title").fill(words)
     person.find("#session-form button").click()
-    expect(person.find("#session-list .current strong")).to_have_text(words[:190].strip())
-    person.find("#sessions-dialog .dialog-head button").click()
+    expect(person.find("#session-list .current strong")).to_have_text(words)
+    person.page.keyboard.press("Escape")
     person.saved()
     person.page.reload()
     expect(person.find("#total")).to_have_text("60 results")
     expect(person.find("#words")).to_have_value(words)
+    expect(person.find("#session-name")).to_have_text(words)
+
+
+def test_nothing_but_the_page_itself_runs(person: Person, watch: Watch) -> None:
+    """The CSP holds in a browser, and these tests would see a violation."""
+    ran = person.page.evaluate(
+        """async () => {
+            const script = document.createElement("script");
+            script.textContent = "window.ran = true";
+            document.body.append(script);
+            document.body.insertAdjacentHTML("beforeend", "<p style='color: red'>x</p>");
+            try { await fetch("http://127.0.0.2:9/"); } catch { /* refused */ }
+            return window.ran ?? false;
+        }"""
+    )
+    assert ran is False
+    violations = [f for f in watch.faults if "Content Security Policy" in f]
+    assert {"script-src", "style-src", "connect-src"} <= {
+        word for f in violations for word in re.findall(r"[a-z]+-src", f)
+    }
+    watch.allow("Content Security Policy|127.0.0.2")
 
 
 def test_text_minus_text(person: Person, world: World) -> None:
@@ -435,21 +456,20 @@ def test_border_and_what_changed(person: Person, world: World) -> None:
     expect(person.find("#aside-bar")).to_be_hidden()
     second = person.refine()
     assert world.quality(person.results(second["view"]), QUERY).f1 > 0.8
-    # The other way round: something that was there is marked wrong, and goes.
+    # Another learner draws the border elsewhere.
     person.find("#learners [data-learner=branch]").click()
     third = person.refine()
     changes = third["changes"]
     new = [item["id"] for item in third["items"] if item["new"]]
     assert len(new) == min(changes["new"], 120)
-    if new:
-        expect(person.cell(new[0]).locator(".badge.new")).to_be_visible()
+    assert new
+    shown = person.shown()
+    for image in shown:
+        badge = person.cell(image).locator(".badge.new")
+        expect(badge).to_have_count(1 if image in new else 0)
     before, after = (set(person.results(view["view"])) for view in (second, third))
     assert (changes["new"], changes["gone"]) == (len(after - before), len(before - after))
     assert set(map(int, changes["gone_ids"])) <= before - after
-    if changes["gone"]:
-        person.find("#look-gone").click()
-        expect(person.find("#gone-dialog li")).to_have_count(min(changes["gone"], 60))
-        person.shot("gone")
 
 
 # --- keeping ----------------------------------------------------------------------------------
@@ -484,40 +504,39 @@ def test_concepts(person: Person, world: World) -> None:
     expect(entry).to_have_count(0)
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet", "json", "zip"])
-def test_exports(person: Person, world: World, tmp_path: Path, kind: str) -> None:
+def test_exports(person: Person, world: World, tmp_path: Path) -> None:
     answer = person.search(QUERY)
     ids = [item["id"] for item in answer["items"]]
     person.find("#export").click()
-    person.find(f"#export-form input[value={kind}]").check()
-    person.find("#export-start").click()
-    expect(person.find("#export-file")).to_be_visible()
-    if kind == "csv":
-        person.shot("export")
-        person.accessible()
-    with person.page.expect_download() as download:
-        person.find("#export-file").click()
-    file = tmp_path / download.value.suggested_filename
-    download.value.save_as(file)
-    assert file.suffix == f".{kind}"
-    if kind == "csv":
-        rows = list(csv.DictReader(io.StringIO(file.read_text("utf-8-sig"))))
-        assert [int(row["id"]) for row in rows] == ids
-        assert {row["background"] for row in rows} <= {"white", "black", "gray"}
-    elif kind == "parquet":
-        assert pq.read_table(file)["id"].to_pylist() == ids
-    elif kind == "json":
-        text = json.loads(file.read_text())
-        listed = text if isinstance(text, list) else text["files"]
-        assert [entry["id"] for entry in listed] == ids
-        assert Path(listed[0]["uri"]).name == world.picture(ids[0]).name
-    else:
-        with zipfile.ZipFile(file) as archive:
-            names = {Path(name).name: name for name in archive.namelist()}
-            best = world.picture(ids[0])
-            stored = next(name for short, name in names.items() if short.endswith(best.name))
-            assert archive.read(stored) == best.read_bytes()
-            assert sum(name.endswith((".png", ".jpg")) for name in names) == 60
+
+    def export(kind: str) -> Path:
+        person.find(f"#export-form input[value={kind}]").check()
+        person.find("#export-start").click()
+        link = person.find("#export-file")
+        expect(link).to_have_attribute("download", re.compile(rf"\.{kind}$"))
+        with person.page.expect_download() as download:
+            link.click()
+        file = tmp_path / download.value.suggested_filename
+        download.value.save_as(file)
+        assert file.suffix == f".{kind}"
+        return file
+
+    rows = list(csv.DictReader(io.StringIO(export("csv").read_text("utf-8-sig"))))
+    assert [int(row["id"]) for row in rows] == ids
+    assert {row["background"] for row in rows} <= {"white", "black", "gray"}
+    person.shot("export")
+    person.accessible()
+    assert pq.read_table(export("parquet"))["id"].to_pylist() == ids
+    text = json.loads(export("json").read_text())
+    listed = text if isinstance(text, list) else text["files"]
+    assert [entry["id"] for entry in listed] == ids
+    assert Path(listed[0]["uri"]).name == world.picture(ids[0]).name
+    with zipfile.ZipFile(export("zip")) as archive:
+        best = world.picture(ids[0])
+        names = [name for name in archive.namelist() if name.endswith((".png", ".jpg"))]
+        assert len(names) == 60
+        stored = next(name for name in names if name.endswith(best.name))
+        assert archive.read(stored) == best.read_bytes()
 
 
 def test_reload_keeps_everything(person: Person, world: World) -> None:
@@ -839,7 +858,7 @@ def test_server_stops_and_starts_again(
     person.answer("/border$", lambda: person.find("#decide").click())
 
 
-def test_views_that_are_gone(person: Person, world: World, watch: Watch, server: Server) -> None:
+def test_views_that_are_gone(person: Person, world: World, watch: Watch) -> None:
     """The page in its own words: 404 "gone" means ask again."""
     watch.allow("status of 404")
     refined(person, world)
@@ -982,8 +1001,7 @@ def test_a_slow_answer_is_cancelled(person: Person) -> None:
 # --- a hundred thousand -----------------------------------------------------------------------
 
 
-def test_scrolling_100_000_results(person: Person, watch: Watch) -> None:
-    watch.allow("/thumbnail")  # of pictures that there are none
+def test_scrolling_100_000_results(person: Person) -> None:
     choose(person, "zillion")
     person.find("#save-concept").click()
     entry = person.find("#concept-list li", has_text="everything")
@@ -1038,6 +1056,7 @@ def test_scrolling_100_000_results(person: Person, watch: Watch) -> None:
         "() => { const g = document.querySelector('#grid'); g.scrollTop = g.scrollHeight / 2; }"
     )
     right_items(MANY // 2 - 200)
+    expect(person.find("#mark-all-label")).to_have_text(re.compile(r"^[1-9]\d* on screen$"))
     person.shot("middle-of-100000")
     page.evaluate(
         "() => { const g = document.querySelector('#grid'); g.scrollTop = g.scrollHeight; }"

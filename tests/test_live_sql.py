@@ -214,6 +214,17 @@ def check_near(world: World, con: Con, model: str) -> None:
                     assert len(found) == len(wanted)
                     if recall == 1 or within != "NULL":
                         assert found == wanted
+            among = f"(SELECT list(id) FROM {plain(world)} WHERE id % 3 = 0)"
+            wanted = rows(
+                con,
+                f"SELECT id, boxwood_distance(code, {sought}::UTINYINT[]) AS d FROM {plain(world)}"
+                f" WHERE id % 3 = 0 ORDER BY d, id LIMIT {k}",
+            )
+            asked = f"FROM {call}('photos', {argument}, k := {k}, ids := "
+            assert rows(con, f"{asked}{among})") == wanted
+            assert rows(con, f"{asked}list_append({among}, 10**15::BIGINT))") == wanted
+            assert rows(con, f"{asked}(SELECT list(id) FROM {plain(world)} WHERE false))") == []
+            assert rows(con, f"{asked}[])") == []
         if k == 7:
             assert rows(con, f"FROM search_like('photos', {like}, k := 1)") == [(like, 0.0)]
 
@@ -469,7 +480,7 @@ def test_hostile_arguments(make: Make) -> None:
     calls = [
         f"boxwood_live_count({{}}, '{model}', 1)", f"boxwood_live_search({{}}, '{model}', 2)",
         f"boxwood_live_fresh({{}}, '{model}')", "boxwood_live_changed({})",
-        "boxwood_live_knn({}, list_resize([1], 32, 1)::UTINYINT[], 5, 1.0, NULL)",
+        "boxwood_live_knn({}, list_resize([1], 32, 1)::UTINYINT[], 5, 1.0, NULL, NULL)",
         "boxwood_live_code({}, 4)",
         "boxwood_live_train({}, [1], [2], NULL, NULL, 'cover', 25, 0, NULL, 1, 0, true, false,"
         " true)",
@@ -591,7 +602,7 @@ def test_each_row_has_a_transaction_of_its_own(make: Make, differing: str) -> No
            "codes": "list_resize([9], 64, 9)", "live": "NULL"} | member
     )  # fmt: skip
     model = json.dumps(json.loads(box_model(world.rng, 0)) | {"quantizer": "q"})
-    ask = f"SELECT i, boxwood_live_knn({struct}, code, 4, 1.0, ?) FROM asked WHERE i < ? ORDER BY i"
+    ask = f"SELECT i, boxwood_live_knn({struct}, code, 4, 1.0, ?, NULL) FROM asked WHERE i < ? ORDER BY i"
     if differing in ("quantizer", "latest"):  # the last row's is wrong
         assert len(rows(con, ask, [model, 199])) == 199
         with pytest.raises(duckdb.Error, match=r"another quantizer|run it again"):

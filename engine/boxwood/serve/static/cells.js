@@ -8,14 +8,14 @@ export const WORDS = { right: "marked right", wrong: "marked wrong" };
 
 /** A picture that can fail: then a placeholder with its name is seen instead of a broken icon. */
 export function picture(src, { alt = "", title = "", className = "" } = {}) {
+    const missing = () => h("span", {
+        class: `missing ${className}`, role: "img", "aria-label": alt || `No picture: ${title}`,
+        title: "The picture can't be shown", icon: "missing",
+    }, h("span", {}, title));
+    // A collection of codes alone has no pictures to ask for; what was uploaded can be seen there, too.
+    if (store.collection?.pictures === false && src.startsWith("api/collections/")) return missing();
     const img = h("img", { alt, decoding: "async", draggable: false, class: className });
-    img.addEventListener("error", () => {
-        if (!img.getAttribute("src")) return;
-        img.replaceWith(h("span", {
-            class: `missing ${className}`, role: "img", "aria-label": alt || `No picture: ${title}`,
-            title: "The picture can't be shown", icon: "missing",
-        }, h("span", {}, title)));
-    });
+    img.addEventListener("error", () => { if (img.getAttribute("src")) img.replaceWith(missing()); });
     if (src) img.src = src;
     return img;
 }

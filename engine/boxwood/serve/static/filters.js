@@ -6,6 +6,9 @@ import { icon } from "./icons.js";
 import { store } from "./state.js";
 import { results } from "./results.js";
 
+// What Boxwood notes of a file itself: it comes after the columns that people made, and folded.
+const OWN = new Set(["uri", "width", "height", "bytes", "modified", "hash"]);
+
 let stale = true;
 let pending = new AbortController();
 
@@ -98,7 +101,8 @@ export async function drawFacets() {
         // What was being typed or clicked keeps the focus although its panel is drawn anew.
         const held = box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
         const open = new Map([...box.querySelectorAll("details[data-column]")].map((d) => [d.dataset.column, d.open]));
-        box.replaceChildren(...(store.collection.columns).filter((c) => counted.has(c.name) || c.kind !== "other")
+        box.replaceChildren(...store.collection.columns.filter((c) => counted.has(c.name) || c.kind !== "other")
+            .sort((a, b) => OWN.has(a.name) - OWN.has(b.name))
             .map((column) => facetPanel(column, counted.get(column.name), open.get(column.name))));
         if (!box.children.length) box.append(h("p", { class: "hint" }, "The collection has no columns to filter by."));
         if (held) [...box.querySelectorAll("[data-key]")].find((e) => e.dataset.key === held)?.focus();
@@ -127,7 +131,7 @@ function facetPanel(column, facet, open) {
     }
     return h("details", {
         data: { column: name }, class: used ? "facet used" : "facet",
-        open: open ?? (used || Boolean(facet?.values ?? facet?.bins)),
+        open: open ?? (used || (!OWN.has(name) && Boolean(facet?.values ?? facet?.bins))),
     }, h("summary", {}, name), body);
 }
 

@@ -315,5 +315,6 @@ export class Grid {
         for (const row of this.#rows.values()) {
             for (const cell of row.children) if (Math.floor(cell.dataset.rank / PAGE) === page) this.#fill(cell);
         }
+        this.moved?.();
     }
 }

@@ -776,11 +776,11 @@ def test_a_hanging_image_is_reported_and_the_rest_added(
     hanging = threading.Event()
     opened = Image.open
 
-    def hang(file: Any) -> Any:
+    def hang(file: Any, **options: Any) -> Any:
         if file.read(4) == b"hang":
             hanging.wait(60)
         file.seek(0)
-        return opened(file)
+        return opened(file, **options)
 
     limit = Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(Image, "open", hang)

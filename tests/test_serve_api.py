@@ -340,6 +340,28 @@ def test_search_sorted_by_a_column(api: Api) -> None:
     assert api.same(backwards) == api.same(nearest)[::-1]
 
 
+def test_a_sample(api: Api) -> None:
+    path = "/collections/photos/sample"
+    found = api.post(path, {"k": 40})
+    ids = [int(item["id"]) for item in found["items"]]
+    assert (found["kind"], len(set(ids)), found["model"]) == ("sample", 40, False)
+    assert api.sql(found["sql"]) == ids
+    assert max(ids) - min(ids) > ROWS  # not the first ones
+    again = api.post(path, {"k": 40})
+    assert [item["id"] for item in again["items"]] == [item["id"] for item in found["items"]]
+    few = api.post(path, {"k": 30, "filters": [in_("camera", "camera 3")]})
+    passing = set(api.sql("SELECT id FROM photos WHERE camera = 'camera 3'"))
+    ids = [int(item["id"]) for item in few["items"]]
+    assert len(ids) == 30
+    assert set(ids) <= passing
+    assert api.sql(few["sql"]) == ids
+    arranged = api.arrange(found["view"], filters=[in_("camera", "camera 3")])
+    assert arranged["total"] == 40
+    assert api.post("/collections/bare/sample", {})["total"] == 60
+    assert api.post("/collections/empty/sample", {})["total"] == 0
+    api.post(path, {"k": 0}, 422)
+
+
 def test_large_ids_are_strings(api: Api) -> None:
     result = api.search({"query": {"images": [{"id": str(BIG + 5)}]}}, "big")
     assert result["items"][0]["id"] == str(BIG + 5)

@@ -92,7 +92,7 @@ def load_image(
     longer: larger images come reduced, to a longer side of at least this; None: to a shorter one
         of at least `SIDE`.
     pixels: images of more are refused before they are decoded.
-    formats: what Pillow calls the kinds that are taken; None: all that it knows.
+    formats: what Pillow calls the kinds that are taken; None: all that it knows but EPS.
 
     Any mode that Pillow reads will do: grey, palette, CMYK and 16-bit images are converted,
     transparent ones laid on white, of animated ones the first frame is taken, and the camera's
@@ -213,9 +213,9 @@ def open_file(path: str | Path) -> IO[bytes]:
 
 
 def _open(pillow: Any, source: IO[bytes], formats: Sequence[str] | None) -> Image.Image:
-    if formats is not None:
-        pillow.init()
-        formats = [name for name in formats if name in pillow.OPEN]  # some come with plug-ins
+    pillow.init()
+    # Some come with plug-ins. PostScript is a program, which Pillow would have Ghostscript run.
+    formats = [name for name in formats or pillow.OPEN if name in pillow.OPEN and name != "EPS"]
     # Pillow's own limit is a third of ours and belongs to the whole process. The lock is not held
     # while a file is opened: one that hangs would stop all others.
     with _limit:

@@ -242,6 +242,17 @@ class Library:
             until, uri = self._uris.get((name, number), (0.0, ""))
         return uri if until > time.monotonic() else None
 
+    def warm(self) -> None:
+        """Load the encoders of the collections, which takes seconds, before anybody waits.
+        What goes wrong here the first search by words tells."""
+        with suppress(Exception):
+            with self.con.cursor() as cur:
+                known = catalog.records(cur)
+            for encoder, fingerprint in {(of.encoder, of.encoder_fingerprint) for of in known}:
+                if encoder:
+                    with suppress(Exception):
+                        catalog.open_encoder(encoder, fingerprint).texts(["a picture"])
+
     def close(self) -> None:
         """Stop what runs, and let go of the database."""
         for cursor in list(self._active):

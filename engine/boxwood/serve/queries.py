@@ -314,20 +314,23 @@ def refined_base(
     found = refined.table()
     stats = refined.stats
     scanned = stats["blocks"] - stats["blocks_pruned"] - stats["blocks_outscored"]
-    path = (
-        f"{scanned:,} of {stats['blocks']:,} blocks of 256 rows were looked at; the zones of the "
-        "others said that they hold nothing"
-    )
+    path = f"{scanned:,} of {stats['blocks']:,} blocks of 256 rows were looked at"
+    if scanned < stats["blocks"]:
+        path += "; the zones of the others said that they hold nothing"
     if stats.get("fine_rows"):
         path += f"; {stats['fine_rows']:,} rows were judged by their fine codes"
 
     def listed(ids: Sequence[int] | Ids) -> Ids:
         return np.unique(np.asarray(ids, np.int64))
 
+    ids = np.ascontiguousarray(found["id"].to_numpy())
+    # Where somebody has looked at every row there is nothing to expect of them.
+    seen = np.isin(ids, np.concatenate([listed(positives), listed(negatives)])).all()
+
     return Base(
         collection,
         kind,
-        np.ascontiguousarray(found["id"].to_numpy()),
+        ids,
         np.ascontiguousarray(found["score"].to_numpy()),
         np.ascontiguousarray(found["votes"].to_numpy()),
         f"({refined.sql if sql is None else sql})",
@@ -340,7 +343,7 @@ def refined_base(
             random_negatives=stats.get("random_negatives"),
         ),
         model=refined.model,
-        estimate=_estimate(refined.estimate),
+        estimate=None if seen else _estimate(refined.estimate),
         note=refined.note,
         positives=listed(positives),
         negatives=listed(negatives),

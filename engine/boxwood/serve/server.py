@@ -69,7 +69,9 @@ def serve(
             if open_page:
                 own = _url("127.0.0.1" if _unspecified(address) else host, port, token)
                 threading.Thread(target=webbrowser.open, args=[own], daemon=True).start()
+            warming.start()
 
+        warming = threading.Thread(target=app.state.library.warm, daemon=True)
         logging.basicConfig(stream=sys.stderr, format="boxwood: %(message)s")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, log_config=None, lifespan="on",
@@ -77,6 +79,8 @@ def serve(
         )  # fmt: skip
         server = _Server(config, started)
         server.run(sockets=[listener])
+        if warming.is_alive():
+            warming.join(10)  # a process that ends in the midst of loading libraries may crash
         if not server.started:
             raise StorageError("the server could not start; the lines above say why")
     finally:

@@ -50,8 +50,8 @@ class Results extends EventTarget {
     cancel() { this.#running?.abort(); }
 
     /**
-     * Carries out a recipe: {act: "search", query}, {act: "refine", body} or {act: "open", name}, under
-     * the filters and the sort of the moment. Returns the result, or null if there is none: then what
+     * Carries out a recipe: {act: "search", query}, {act: "sample"}, {act: "refine", body} or {act: "open",
+     * name}, under the filters and the sort of the moment. Returns the result, or null if there is none: then what
      * was shown stays, and a message says why, with a way to try again.
      */
     async run(recipe, { keep = false, words = "Searching…", again = null } = {}) {
@@ -84,6 +84,7 @@ class Results extends EventTarget {
         const { filters, sort } = store.data;
         const { name } = store.collection;
         const options = { signal, seconds: 120 };
+        if (recipe.act === "sample") return post(path("collections", name, "sample"), { k: recipe.k ?? FIRST, filters, sort }, options);
         if (recipe.act === "search") {
             return post(path("collections", name, "search"), { query: recipe.query, k: recipe.k ?? FIRST, filters, sort }, options);
         }
@@ -224,9 +225,11 @@ class Results extends EventTarget {
     #head() {
         const result = this.main;
         const filtered = result && store.data.filters.length;
-        $("#total").textContent = result
-            ? count(result.total, "result") + (filtered ? ` of ${number(result.unfiltered)}` : "")
-            : "No search yet";
+        // A search among what passes the filters ends where it would without them: there is no "of" to tell.
+        const ends = result && (result.kind === "search" || result.kind === "sample");
+        const head = (found) => (filtered ? (ends ? `${found} that pass the filters` : `${found} of ${number(result.unfiltered)}`) : found);
+        $("#total").textContent = !result ? "No search yet"
+            : result.kind === "sample" ? head(`A sample of ${count(result.total, "picture")}`) : head(count(result.total, "result"));
         $("#estimate").textContent = result ? [result.estimate?.words, result.note].filter(Boolean).map(sentence).join(" ") : "";
         this.#offerMore();
         const { changes } = result ?? {};
@@ -249,7 +252,7 @@ class Results extends EventTarget {
         const k = this.#recipe?.k ?? FIRST;
         const most = store.info?.limits.results ?? k;
         const more = $("#more");
-        more.hidden = !(this.main?.kind === "search" && this.main.total >= k && k < most);
+        more.hidden = !(["search", "sample"].includes(this.main?.kind) && this.main.total >= k && k < most);
         const next = Math.min(10 * k, most);
         more.textContent = `Show ${number(next)}`;
         more.onclick = () => this.run({ ...this.#recipe, k: next }, { keep: true });
@@ -287,12 +290,13 @@ class Results extends EventTarget {
             h("p", {},
                 filtered ? "No result passes the filters." : "Mark more pictures as right, take some wrong marks away, or search with other words."),
             filtered ? button({ onclick: () => { store.setFilters([]); this.arrange(); } }, "Take the filters away") : null,
-        ].filter(Boolean) : [
+        ] : [
             h("h3", {}, "What are you looking for?"),
             h("p", {}, store.collection?.words === false
-                ? "This collection can't be searched by words, as its encoder is not there. Begin with the id of a picture, as in #42, or open a concept."
+                ? "This collection can't be searched by words, as its encoder is not there. Begin with a sample of it, with the id of a picture, as in #42, or open a concept."
                 : "Say it in words, or drop, paste or upload a picture. Mark some results as right or wrong, and refine: every picture like them is found."),
-        ]));
+            store.collection?.rows ? button({ id: "look-around", onclick: () => this.run({ act: "sample" }, { words: "Looking around…" }) }, "Look around: a sample of the collection") : null,
+        ]).filter(Boolean));
     }
 
     #busy(words) {

@@ -42,7 +42,7 @@ $(VENV)/bin/python:
 # The package with what the demo needs, built from this tree. torch first and alone, so that nothing asks for another one.
 $(VENV)/installed: $(VENV)/bin/python $(SOURCES)
 	$(PIP) torch
-	$(PIP) ".[clip,trees]"
+	$(PIP) ".[clip,trees,serve]"
 	touch $@
 
 # What pyproject.toml names for tests. Installing an extra builds the package once more; that takes seconds.

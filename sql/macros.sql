@@ -152,14 +152,21 @@ CREATE OR REPLACE TEMP MACRO train_model(
         FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT unnest(t) FROM boxwood_trained;
 
+-- A value of the index, where its generation is one that what changed is known for.
+CREATE OR REPLACE TEMP MACRO boxwood_stamped(value, generation, oldest, latest) AS
+    CASE WHEN generation BETWEEN oldest AND latest THEN value
+         ELSE error('the index was brought up to date while this statement ran: run it again') END;
+
 -- A model's rows. Those of the index come as they are found, so that they need no memory however many they are. The scan
--- opens the index for itself: its generation must be one that what changed is known for.
+-- opens the index for itself, and tells its generation. Every column depends on it: or DuckDB would test what a query asks
+-- of them in the scan, and leave out the row by which the generation is told where nothing is found.
 CREATE OR REPLACE TEMP MACRO search_model(collection, model) AS TABLE
     WITH boxwood_seen AS MATERIALIZED (FROM query(boxwood_of(getvariable('boxwood_rows'), collection)))
     SELECT id, votes, score FROM (
-        SELECT id, votes, score,
-               CASE WHEN generation BETWEEN oldest AND latest THEN boxwood_live_has(changed, id)
-                    ELSE error('the index was brought up to date while this statement ran: run it again') END AS has
+        SELECT boxwood_stamped(id, generation, oldest, latest) AS id,
+               boxwood_stamped(votes, generation, oldest, latest) AS votes,
+               boxwood_stamped(score, generation, oldest, latest) AS score,
+               boxwood_stamped(boxwood_live_has(changed, id), generation, oldest, latest) AS has
         FROM boxwood_live_scan(boxwood_path(collection), model := model),
              (SELECT boxwood_live_changed(r) AS changed, r.generation AS oldest, r.latest AS latest
               FROM boxwood_seen WHERE r.generation >= 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import boxwood
 from boxwood import Collection, Model, native, store
+from boxwood.errors import Error, InputError
 from conftest import clustered_codes, clustered_embeddings
 
 Con = duckdb.DuckDBPyConnection
@@ -460,3 +462,95 @@ def test_kept_embeddings_of_small_appends(con: Con) -> None:
     photos.append([2301], embeddings=vectors[:1])
     photos.drop()
     assert con.execute("SELECT count(*) FROM boxwood.appended").fetchall() == [(0,)]
+
+
+def small(rows: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (rows, 32), np.uint8)
+
+
+@pytest.mark.parametrize("first", ["transaction", "autocommit"])
+def test_two_appends_that_overlap_conflict(tmp_path: Path, first: str) -> None:
+    """One in a transaction of the caller's, one by itself: each raises the generation its own way,
+    and DuckDB must see that as one and the same row, or both get one generation, and ids double."""
+    con = boxwood.connect(tmp_path / "photos.duckdb")
+    one = Collection.create(con, "photos")
+    one.append([1], codes=small(1))
+    cur = boxwood.load(con.cursor())
+    other = Collection.open(cur, "photos")
+    cur.execute("BEGIN")
+    cur.execute("FROM boxwood.collections").fetchall()
+    if first == "transaction":
+        other.append([7], codes=small(1))
+        with pytest.raises(Error):
+            one.append([7], codes=small(1, 1))
+        cur.execute("COMMIT")
+    else:
+        one.append([7], codes=small(1))
+        with pytest.raises((Error, duckdb.Error)):
+            other.append([7], codes=small(1, 1))
+        cur.execute("ROLLBACK")
+    for photos in (one, other):
+        assert len(photos) == 2
+        assert photos.knn(small(1)[0], k=9)["id"].to_pylist() == [1, 7]
+    one.refresh()
+    one.verify()
+    one.compact()
+
+
+def test_a_drop_conflicts_with_an_append(tmp_path: Path) -> None:
+    """Else the row would turn up in the next collection of that name."""
+    con = boxwood.connect(tmp_path / "photos.duckdb")
+    photos = Collection.create(con, "photos")
+    photos.append([1], codes=small(1))
+    cur = boxwood.load(con.cursor())
+    other = Collection.open(cur, "photos")
+    cur.execute("BEGIN")
+    other.append([7], codes=small(1))
+    with pytest.raises((Error, duckdb.Error)):
+        photos.drop()
+    cur.execute("COMMIT")
+    assert len(photos) == 2
+    photos.drop()
+    assert len(Collection.create(con, "photos")) == 0
+
+
+def test_a_connection_of_duckdbs_own(tmp_path: Path) -> None:
+    """The functions that small appends need are loaded; where that is not allowed, it says so."""
+    with boxwood.connect(tmp_path / "photos.duckdb") as con:
+        Collection.create(con, "photos").append([1], codes=small(1), metadata={"n": [1]})
+    with (
+        duckdb.connect(tmp_path / "photos.duckdb") as con,
+        pytest.raises(InputError, match="allow_unsigned_extensions"),
+    ):
+        Collection.open(con, "photos")
+    settings = {"allow_unsigned_extensions": "true"}
+    with duckdb.connect(tmp_path / "photos.duckdb", config=settings) as con:
+        photos = Collection.open(con, "photos")
+        for number in range(2, 6):
+            photos.append([number], codes=small(1), metadata={"n": [number]})
+        assert len(photos) == 5
+
+
+def test_an_older_copy_put_back(tmp_path: Path) -> None:
+    """What is remembered of the database before is forgotten."""
+    database = tmp_path / "photos.duckdb"
+    con = boxwood.connect(database)
+    photos = Collection.create(con, "photos")
+    photos.append([1], codes=small(1))
+    photos.refresh()
+    con.close()
+    shutil.copy(database, tmp_path / "copy")
+    con = boxwood.connect(database)
+    photos = Collection.open(con, "photos")
+    con.execute("BEGIN")
+    photos.append([6000], codes=small(1))
+    con.execute("COMMIT")
+    assert len(photos.knn(small(1)[0], k=9)) == 2
+    con.close()
+    shutil.copy(tmp_path / "copy", database)
+    con = boxwood.connect(database)
+    again = Collection.open(con, "photos")
+    con.execute("BEGIN")
+    again.append([7000], codes=small(1))
+    con.execute("COMMIT")
+    assert again.knn(small(1)[0], k=9)["id"].to_pylist() == [1, 7000]

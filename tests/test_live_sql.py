@@ -3,6 +3,7 @@ deleted from the metadata table alone, whatever of it the index knows."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -602,7 +603,8 @@ def test_each_row_has_a_transaction_of_its_own(make: Make, differing: str) -> No
            "codes": "list_resize([9], 64, 9)", "live": "NULL"} | member
     )  # fmt: skip
     model = json.dumps(json.loads(box_model(world.rng, 0)) | {"quantizer": "q"})
-    ask = f"SELECT i, boxwood_live_knn({struct}, code, 4, 1.0, ?, NULL) FROM asked WHERE i < ? ORDER BY i"
+    call = f"boxwood_live_knn({struct}, code, 4, 1.0, ?, NULL)"
+    ask = f"SELECT i, {call} FROM asked WHERE i < ? ORDER BY i"
     if differing in ("quantizer", "latest"):  # the last row's is wrong
         assert len(rows(con, ask, [model, 199])) == 199
         with pytest.raises(duckdb.Error, match=r"another quantizer|run it again"):
@@ -661,9 +663,12 @@ def test_the_index_passes_the_transaction_before_it_is_scanned(make: Make) -> No
     assert len(rows(con, "FROM search_model('photos', ?)", [everything])) == ROWS
     names = [name for (name,) in rows(con, "SELECT segment FROM boxwood_info(?)", [str(later)])]
     native.write_manifest(later, UUID, 2, names[:0], world.prints)
-    for model in (everything, nothing):
+    where = ["true", "id = 17", "id IN (17, 5000)", "votes = 7", "score > 1e9"]
+    for model, condition in itertools.product((everything, nothing), where):
         with pytest.raises(duckdb.Error, match="run it again"):
-            rows(con, "FROM search_model('photos', ?)", [model])
+            rows(con, f"FROM search_model('photos', ?) WHERE {condition}", [model])
+        with pytest.raises(duckdb.Error, match="run it again"):
+            rows(con, f"SELECT count(*) FROM search_model('photos', ?) WHERE {condition}", [model])
     native.write_manifest(later, UUID, 1, names, world.prints)
     assert len(rows(con, "FROM search_model('photos', ?)", [everything])) == ROWS
 

@@ -537,13 +537,17 @@ def remove_unused_heads(cur: duckdb.DuckDBPyConnection) -> None:
 
 
 def raise_generation(cur: duckdb.DuckDBPyConnection, old: Record) -> Record:
-    """The next generation, for what is written next; within the caller's transaction."""
-    row = one(
-        cur,
-        "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ? "
-        "RETURNING generation",
-        [old.name],
+    """The next generation, for what is written next; within the caller's transaction.
+
+    All changes of a collection begin with this or `raise_known`, so that DuckDB refuses the later
+    one of two that overlap. Both must be a plain UPDATE: one with RETURNING deletes the row of a
+    table with a primary key and inserts it anew, and DuckDB does not see that this, or a DELETE,
+    conflicts with an update in place.
+    """
+    cur.execute(
+        "UPDATE boxwood.collections SET generation = generation + 1 WHERE name = ?", [old.name]
     )
+    row = one(cur, "SELECT generation FROM boxwood.collections WHERE name = ?", [old.name])
     assert row is not None
     return replace(old, generation=row[0])
 
@@ -553,7 +557,7 @@ def raise_known(cur: duckdb.DuckDBPyConnection, known: Record) -> Record | None:
     and nothing done, where the collection is of another generation now. Every change of a record,
     but for what it knows of the index, raises the generation."""
     row = one(
-        cur,  # RETURNING would double what this takes
+        cur,
         f"UPDATE boxwood.collections SET generation = {known.generation + 1} WHERE name = "
         f"{literal(known.name)} AND generation = {known.generation} AND uuid = '{known.uuid}'",
     )
@@ -577,6 +581,7 @@ def set_indexed(cur: duckdb.DuckDBPyConnection, of: Record, checksum: int) -> No
 
 def remove(cur: duckdb.DuckDBPyConnection, of: Record) -> None:
     """Remove a collection and what is kept of it; within the caller's transaction."""
+    raise_generation(cur, of)  # or what others append meanwhile would not conflict with this
     cur.execute("DELETE FROM boxwood.collections WHERE name = ?", [of.name])
     for table in ("appended", "indexes", "deleted"):
         cur.execute(f"DELETE FROM boxwood.{table} WHERE collection = ?", [of.name])

@@ -28,7 +28,7 @@ from boxwood import catalog, concepts, native, rows, sessions
 from boxwood.adding import Adding, AddReport, Duplicates, fitting, known_uris
 from boxwood.catalog import Codes, Coding, Record, literal, quoted, table_name
 from boxwood.concepts import Concept
-from boxwood.connection import name_indexes
+from boxwood.connection import name_indexes, need_functions
 from boxwood.encode import (
     DIMS,
     FINE_DIMS,
@@ -317,6 +317,7 @@ class Collection:
         with _database_errors(), con.cursor() as cur:
             catalog.check_writable(cur, f"create the collection {name!r}")
             where = catalog.database(cur)
+            need_functions(cur)
             catalog.create_schema(cur)
             for other in catalog.names(cur):
                 if other.lower() == name.lower():  # DuckDB's tables do not tell them apart
@@ -363,6 +364,7 @@ class Collection:
         """
         model = _encoder(encoder)
         with _database_errors(), con.cursor() as cur:
+            need_functions(cur)
             record = catalog.record(cur, name)
             if model is not None:
                 if record.encoder is None or model.fingerprint != record.encoder_fingerprint:
@@ -390,6 +392,7 @@ class Collection:
         self, cur: duckdb.DuckDBPyConnection, where: catalog.Database, repair: bool
     ) -> None:
         """See to it that the index answers for the rows; under the store's lock."""
+        self._store.forget()  # the database may be another one than that of before, put back
         try:
             try:
                 with catalog.snapshot(cur):
@@ -2327,7 +2330,7 @@ class Collection:
         # until then these changes are looked up in the database as well.
         with suppress(duckdb.TransactionException), _transaction(cur):
             catalog.set_indexed(cur, record, checksum)
-            rows.settle(cur, record)
+            rows.settle(cur, self._fresh(cur))  # it may have got fine codes since
         self._store.pending = rows.pending(cur, self._fresh(cur))
 
 

@@ -73,6 +73,26 @@ def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
     The database must have been opened with ``allow_unsigned_extensions``. Loading twice does no
     harm.
     """
+    _load_extension(con)
+    _register(con)
+    con.execute("SET VARIABLE boxwood_index = MAP {}::MAP(VARCHAR, VARCHAR)")
+    con.execute("SET VARIABLE boxwood_rows = MAP {}::MAP(VARCHAR, VARCHAR)")
+    con.execute("SET VARIABLE boxwood_names = 'none'")
+    con.execute(catalog.sql_file("macros.sql"))
+    con.execute(catalog.sql_file("encoder.sql"))
+    name_indexes(con)
+    return con
+
+
+def need_functions(con: duckdb.DuckDBPyConnection) -> None:
+    """Load the extension into the connection's database, unless it is there."""
+    try:
+        con.execute("SELECT boxwood_int64s(NULL)").fetchall()
+    except duckdb.CatalogException:
+        _load_extension(con)
+
+
+def _load_extension(con: duckdb.DuckDBPyConnection) -> None:
     with _usable():
         allowed = _unsigned_allowed(con)
     if not allowed:
@@ -88,14 +108,6 @@ def load(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
             f"DuckDB {duckdb.__version__} cannot load {native.extension_path()}: "
             f"{_first_line(error)}. Boxwood works with DuckDB 1.5 and 2.0"
         ) from error
-    _register(con)
-    con.execute("SET VARIABLE boxwood_index = MAP {}::MAP(VARCHAR, VARCHAR)")
-    con.execute("SET VARIABLE boxwood_rows = MAP {}::MAP(VARCHAR, VARCHAR)")
-    con.execute("SET VARIABLE boxwood_names = 'none'")
-    con.execute(catalog.sql_file("macros.sql"))
-    con.execute(catalog.sql_file("encoder.sql"))
-    name_indexes(con)
-    return con
 
 
 def name_indexes(con: duckdb.DuckDBPyConnection) -> None:

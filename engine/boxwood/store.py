@@ -71,6 +71,11 @@ class Store:
 
     # --- opening ----------------------------------------------------------------------------------
 
+    def forget(self) -> None:
+        """Forget what is known of the database."""
+        self.pending = self.rows = 0
+        self._changes = None
+
     def open(self, of: Record) -> native.Index:
         """The index on disk. Raises IndexProblem for one that cannot answer for this collection,
         together with what `Store.changes` gives. To be called after the transaction has begun that

@@ -151,6 +151,23 @@ def test_the_whole_workflow(person: Person, world: World) -> None:
     person.accessible()
 
 
+def test_a_sample_to_begin_with(person: Person, world: World) -> None:
+    """Also the way into a collection that cannot be searched by words."""
+    choose(person, "zillion")
+    answer = person.answer("/sample", lambda: person.find("#look-around").click())
+    assert answer["total"] == 60
+    expect(person.find("#total")).to_have_text("A sample of 60 pictures")
+    person.mark(person.shown()[:3], "right")
+    assert person.refine()["total"] > 3
+    choose(person, "scenes")
+    person.answer("/sample", lambda: person.find("#look-around").click())
+    expect(person.find("#empty")).to_be_hidden()
+    person.shot("sample")
+    more = person.answer("/sample", lambda: person.find("#more").click())
+    assert more["total"] == len(world.ids)
+    person.accessible()
+
+
 def test_a_click_counts_once(person: Person) -> None:
     person.search(QUERY)
     one, other = person.shown()[:2]
@@ -914,7 +931,7 @@ def test_empty_result(person: Person) -> None:
     person.answer("/arrange$", lambda: (
         caption.fill("nowhere to be found"), caption.press("Enter"),
     ))  # fmt: skip
-    expect(person.find("#total")).to_have_text("0 results of 60")
+    expect(person.find("#total")).to_have_text("0 results that pass the filters")
     expect(person.find("#empty")).to_contain_text("Nothing matches")
     person.shot("empty")
     person.accessible()

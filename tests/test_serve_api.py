@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import duckdb
 import numpy as np
@@ -520,6 +521,14 @@ def test_bad_refinements(api: Api, body: Any, status: int) -> None:
     assert api.refine(status=status, **body)["error"]["message"]
 
 
+def test_of_many_bad_marks_one_is_told(api: Api) -> None:
+    """To tell all of fifty thousand would hold up everybody."""
+    for body in ({"positives": ["x"] * 3}, {"filters": [in_("camera", [], [], [])]}):
+        message = api.refine(status=422, **body)["error"]["message"]
+        assert ".0" in message
+        assert ".1" not in message
+
+
 def test_limits_that_are_lower(filled: Path) -> None:
     limits = replace(Limits(), results=10, labels=2, page=5)
     with serving(filled, limits=limits) as client:
@@ -718,6 +727,16 @@ def test_metadata_that_has_an_id_twice(tmp_path: Path) -> None:
         assert len(ids) == len(set(ids)) == result["unfiltered"]
         assert ids == sorted(ids, reverse=True)
         assert api.ids(api.arrange(result["view"])["view"])[0] in ids
+        # Their SQL gives each once too, and where its best row under the sort stands.
+        assert api.same(result) == ids
+        half = {"column": "n", "op": "range", "high": 150}
+        for arrangement in (
+            {}, {"sort": {"by": "n"}}, {"filters": [half]},
+            {"filters": [half], "sort": {"by": "n", "descending": True}},
+        ):  # fmt: skip
+            arranged = api.arrange(result["view"], **arrangement)
+            api.same(arranged)
+            api.same(api.post(f"/views/{arranged['view']}/border", {"limit": 20}))
 
 
 # --- pages ----------------------------------------------------------------------------------------
@@ -782,27 +801,27 @@ def test_views_make_room_by_bytes() -> None:
     def view(rows: int, base: Base | None = None) -> View:
         base = base or Base("c", "search", np.arange(rows), np.zeros(rows), None, "", (), Stats())
         number = f"{next(names)}"
-        return View(number, base, base, [], None, None, None, None, "")
+        return View(number, base, base, [], None, None, None, None, "", uuid4())
 
     names = iter(range(100))
     views = Views(100_000)
     first, second = view(2500), view(2500)
     views.add(first)
     views.add(second)
-    assert views.get("0") is first  # and so the second is the older one
+    assert views.kept("0") is first  # and so the second is the older one
     shared = [view(0, first.base) for _ in range(20)]
     for one in shared:
         views.add(one)  # their base is there already
-    assert views.get("1") is second
-    assert views.get("21") is shared[-1]
+    assert views.kept("1") is second
+    assert views.kept("21") is shared[-1]
     views.add(view(4000))
     with pytest.raises(Refusal, match="search again"):
-        views.get("0")
+        views.kept("0")
     huge = view(10**6)
     views.add(huge)
-    assert views.get(huge.name) is huge  # the latest is kept whatever it takes
+    assert views.kept(huge.name) is huge  # the latest is kept whatever it takes
     with pytest.raises(Refusal):
-        views.get("1")
+        views.kept("1")
 
 
 # --- facets ---------------------------------------------------------------------------------------
@@ -902,6 +921,35 @@ def test_facets_of_odd_numbers(tmp_path: Path, values: list[float]) -> None:
         [facet] = api.get(f"/views/{result['view']}/facets")["facets"]
         assert sum(entry["count"] for entry in facet["bins"]) + facet["missing"] == 20
         assert facet["missing"] == 10 * sum(not np.isfinite(value) for value in values)
+
+
+def test_facets_of_odd_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Dates may be further away than microseconds can tell, and one column that cannot be counted
+    does not take the others with it."""
+    with boxwood.connect(tmp_path / "odd.duckdb") as con:
+        con.execute(
+            "CREATE TABLE odd AS SELECT range AS id, range % 3 AS n, CASE range % 4 WHEN 0 "
+            "THEN DATE '5881580-07-10' WHEN 1 THEN DATE '1969-12-31' WHEN 2 THEN DATE 'infinity' "
+            "END AS day FROM range(20)"
+        )
+        Collection.create(con, "odd", table="odd").append(np.arange(20), codes=clustered_codes(20))
+    with serving(tmp_path / "odd.duckdb") as client:
+        api = Api(client)
+        result = api.search({"query": {"images": [{"id": 1}]}}, "odd")
+        day = {facet["column"]: facet for facet in api.get(f"/views/{result['view']}/facets")[
+            "facets"]}["day"]  # fmt: skip
+        assert day["missing"] == 10
+        assert (day["bins"][0]["low"], day["bins"][0]["count"]) == ("1969-12-31", 5)
+        assert (day["bins"][-1]["high"], day["bins"][-1]["count"]) == ("5881580-07-10", 5)
+
+        def broken(*_: Any) -> None:
+            raise duckdb.ConversionException("too late")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("boxwood.serve.views._times", broken)
+            left = api.get(f"/views/{result['view']}/facets")["facets"]
+        assert [facet["column"] for facet in left] == ["n"]
+        assert "'day' cannot be counted: too late" in caplog.text
 
 
 # --- the border -----------------------------------------------------------------------------------
@@ -1253,6 +1301,82 @@ def test_a_collection_that_is_dropped_and_made_anew(small: Api) -> None:
     assert min(ids) >= 1000
 
 
+def test_views_do_not_outlive_their_collection(small: Api) -> None:
+    """Also where another one has its name and its ids."""
+    old = small.refine("small", positives=[1, 2])["view"]
+    small.collection("small").drop()
+    Collection.create(small.library.con.cursor(), "small").append(
+        np.arange(400), codes=clustered_codes(400), metadata={"n": np.arange(400)}
+    )
+    for path in ("", "/items", "/facets", "/why/3"):
+        assert small.get(f"/views/{old}{path}", 404)["error"]["kind"] == "gone"
+    for path, body in (
+        (f"/views/{old}/arrange", {}), (f"/views/{old}/border", {}),
+        (f"/views/{old}/exports", {"format": "csv"}),
+        ("/collections/small/concepts", {"name": "kept", "view": old}),
+    ):  # fmt: skip
+        assert small.post(path, body, 404)["error"]["kind"] == "gone"
+    assert small.get("/collections/small/concepts") == []
+    assert small.refine("small", positives=[1, 2], previous=old)["changes"] is None
+
+
+def test_pictures_go_with_their_rows(small: Api, tmp_path: Path) -> None:
+    """Where a picture lies is remembered for a moment, but not beyond its row or collection."""
+    from PIL import Image
+
+    def make(name: str) -> Collection:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+        made = Collection.create(small.library.con.cursor(), "shown")
+        uris = [str(tmp_path / name)] * 4
+        made.append(np.arange(4), codes=clustered_codes(4), metadata={"uri": uris})
+        return made
+
+    def statuses(number: int) -> list[int]:
+        path = f"/api/collections/shown/images/{number}/"
+        return [small.client.get(path + kind).status_code
+                for kind in ("thumbnail", "picture", "original")]  # fmt: skip
+
+    collection = make("a.png")
+    query = {"query": {"images": [{"id": 0}]}}
+    small.search(query, "shown")  # the page that its pictures are asked for after
+    assert statuses(1) == statuses(2) == [200] * 3
+    collection.delete([1])
+    small.library.con.cursor().execute("DELETE FROM shown WHERE id = 2")
+    assert statuses(1) == statuses(2) == [404] * 3
+    assert statuses(3) == [200] * 3
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes())
+    small.library.con.cursor().execute("UPDATE shown SET uri = replace(uri, 'a.png', 'b.png')")
+    answer = small.client.get("/api/collections/shown/images/3/original")
+    assert "b.png" in answer.headers["content-disposition"]
+    collection.drop()
+    assert statuses(3) == [404] * 3
+    make("c.png")
+    record = RequestCursor(small.library).record("shown")
+    assert small.library.recalled(record.uuid, 3) is None
+
+
+def test_marks_of_images_that_are_gone(small: Api) -> None:
+    """They are left out, and said to be, so that one can go on."""
+    small.collection("small").delete([1, 3])
+    small.library.con.cursor().execute("DELETE FROM small WHERE id = 4")
+    left = small.refine("small", positives=[1, 2], negatives=[3, 4, 5])
+    words = "3 marks are of images that are not in the collection any more: left out"
+    assert left["note"].endswith(words)
+    same = small.refine("small", positives=[2], negatives=[5])
+    assert same["note"] == left["note"].removesuffix(words).removesuffix("; ")
+    assert small.ids(left["view"]) == small.ids(same["view"])
+    assert left["stats"]["positives"] == 1
+    query = {"images": [{"id": 2}]}
+    assert (
+        "1 mark is of an image that is not"
+        in small.refine("small", positives=[1], query=query)["note"]
+    )
+    error = small.refine("small", positives=[1], negatives=[5], status=400)["error"]
+    assert "not in the collection" in error["message"]
+    error = small.refine("small", positives=[1, 2], negatives=[2], status=400)["error"]
+    assert "both positive and negative" in error["message"]
+
+
 def test_a_column_that_is_dropped(small: Api) -> None:
     view = small.refine("small", positives=[1, 2])["view"]
     small.library.con.cursor().execute("ALTER TABLE small RENAME COLUMN n TO m")
@@ -1427,8 +1551,109 @@ def test_work_does_not_hold_up_the_others(api: Api, monkeypatch: pytest.MonkeyPa
     assert asyncio.run(both()) < 2.5
 
 
+def test_who_goes_away_stops_a_forest(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ensemble = pytest.importorskip("sklearn.ensemble")
+    real = ensemble.RandomForestClassifier.fit
+    grown: list[int] = []
+
+    def fit(self: Any, *given: Any, **options: Any) -> Any:
+        new = self.n_estimators - len(getattr(self, "estimators_", ()))
+        grown.append(new)
+        time.sleep(new * 0.02)
+        return real(self, *given, **options)
+
+    monkeypatch.setattr(ensemble.RandomForestClassifier, "fit", fit)
+    body = {"positives": POSITIVES, "learner": "forest", "estimators": 600}
+    seconds, _ = asyncio.run(
+        _call(api.client.app, "/api/collections/photos/refine", json.dumps(body).encode(), 0.3)
+    )
+    assert seconds < 8
+    assert 1 <= sum(grown) < 500
+    assert api.library._training.borrowed_tokens == 0
+
+
+def test_a_forest_that_grows_by_and_by_is_the_same(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearn")
+    from boxwood import collection
+
+    photos = Collection.open(api.library.con, "photos")
+    models = []
+    for rows in (1, 2_000, 10**9):
+        monkeypatch.setattr(collection, "_SLICE", rows)
+        models.append(
+            photos.train(POSITIVES, NEGATIVES, learner="forest", estimators=11, seed=3).to_json()
+        )
+    assert models[0] == models[1] == models[2]
+    assert len(json.loads(models[0])["estimators"]) == 11
+
+
+def test_training_holds_up_nobody_and_is_dropped_where_nobody_waits(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from boxwood.serve import queries
+
+    let_go = threading.Event()
+    begun: list[int] = []
+
+    def stuck(cursor: RequestCursor, *given: Any) -> None:
+        begun.append(1)
+        let_go.wait(20)
+
+    monkeypatch.setattr(queries, "refine_base", stuck)
+    own = int(api.library._training.total_tokens)
+
+    async def all_of_them() -> tuple[float, list[float]]:
+        body = json.dumps({"positives": POSITIVES}).encode()
+        path, app = "/api/collections/photos/refine", api.client.app
+        at_work = [asyncio.create_task(_call(app, path, body, 1.5)) for _ in range(own)]
+        while len(begun) < own:
+            await asyncio.sleep(0.01)
+        many = [asyncio.create_task(_call(app, path, body, 0.3)) for _ in range(3 * own)]
+        await asyncio.sleep(0.1)
+        query = json.dumps({"query": {"images": [{"id": 30}]}}).encode()
+        seconds, sent = await _call(app, "/api/collections/photos/search", query, None)
+        assert sent[0]["status"] == 200
+        waited = [(await one)[0] for one in many]
+        let_go.set()
+        await asyncio.gather(*at_work)
+        return seconds, waited
+
+    try:
+        seconds, waited = asyncio.run(all_of_them())
+    finally:
+        let_go.set()
+    assert seconds < 5
+    assert max(waited) < 10
+    assert len(begun) == own  # the others were never begun
+
+
+def test_trees_that_would_take_long_are_refused(filled: Path) -> None:
+    pytest.importorskip("sklearn")
+    with serving(filled, limits=replace(Limits(), tree_rows=6_000)) as client:
+        api = Api(client)
+        api.refine(positives=POSITIVES, learner="forest", estimators=10)
+        api.refine(positives=POSITIVES, learner="tree")
+        for options, words in (
+            ({"learner": "forest", "estimators": 12}, "lower estimators to 11"),
+            ({"learner": "forest", "random_negatives": 100_000}, "lower estimators to 1,"),
+            ({"learner": "tree", "random_negatives": 100_000}, "lower random_negatives"),
+        ):
+            error = api.refine(positives=POSITIVES, status=400, **options)["error"]
+            assert words in error["message"]
+        api.refine(positives=POSITIVES, estimators=1_024)  # of the others nothing is asked
+
+
+def test_the_page_is_there_for_head(api: Api) -> None:
+    answer = api.client.head("/")
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert answer.headers["content-length"] == api.client.get("/").headers["content-length"]
+
+
 def test_the_models_of_views_are_documents(api: Api, refined: Any) -> None:
-    view: View = api.client.app.state.views.get(refined["view"])  # type: ignore[attr-defined]
+    view: View = api.client.app.state.views.kept(refined["view"])  # type: ignore[attr-defined]
     assert isinstance(view.base.model, Model)
     assert Model.from_json(view.base.model.to_json()) == view.base.model
     assert view.ids.tolist() == api.ids(refined["view"])

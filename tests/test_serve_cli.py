@@ -45,10 +45,13 @@ def served(tmp_path: Path) -> Path:
 class Running:
     """A `boxwood` process, with what it has said so far."""
 
-    def __init__(self, *words: object) -> None:
+    def __init__(self, *words: object, program: str | None = None, **variables: object) -> None:
+        """program: Python that is run in place of the command."""
+        start = ["-m", "boxwood"] if program is None else ["-c", program]
+        own = {name: str(value) for name, value in variables.items()}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "boxwood", *map(str, words)], stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": "true"},
+            [sys.executable, *start, *map(str, words)], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, text=True, env={**os.environ, "BROWSER": "true", **own},
         )  # fmt: skip
         self.out: list[str] = []
         self.err: list[str] = []
@@ -81,8 +84,8 @@ class Running:
 
 
 @contextmanager
-def running(*words: object) -> Iterator[Running]:
-    made = Running(*words)
+def running(*words: object, **options: Any) -> Iterator[Running]:
+    made = Running(*words, **options)
     try:
         yield made
     finally:
@@ -119,6 +122,66 @@ def test_it_starts_answers_and_ends_with_ctrl_c(served: Path) -> None:
         lasting.close()
     assert server.err == ["boxwood: interrupted; the page has ended; what was saved is kept\n"]
     con = boxwood.connect(served)  # let go
+    boxwood.Collection.open(con, "photos").verify()
+    con.close()
+
+
+STUCK = """
+import sys, time
+from boxwood import cli
+from boxwood.serve import queries
+
+def stuck(*given):
+    if {stoppable}:
+        many = "range(1000000)"
+        given[0].con.execute(f"SELECT sum(a.range * b.range) FROM {{many}} a, {{many}} b")
+    else:
+        time.sleep(60)
+
+queries.refine_base = stuck
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("stoppable", [True, False])
+def test_ctrl_c_ends_it_whatever_runs(served: Path, tmp_path: Path, stoppable: bool) -> None:
+    """Also what nothing can stop, and what waits behind it; nothing of it is left."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    program = STUCK.format(stoppable=stoppable)
+    answers: list[int] = []
+    with running("serve", served, "--port", 0, program=program, TMPDIR=folder) as server:
+        port = int(server.address().split(":")[2].strip("/"))
+
+        def post(path: str, body: Any) -> tuple[int, Any]:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            headers = {"X-Boxwood": "1", "Content-Type": "application/json"}
+            connection.request("POST", f"/api{path}", json.dumps(body), headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+
+        def refine() -> None:
+            answers.append(post("/collections/photos/refine", {"positives": [1]})[0])
+
+        query = {"query": {"images": [{"id": 1}]}}
+        view = post("/collections/photos/search", query)[1]["view"]
+        assert post(f"/views/{view}/exports", {"format": "csv"})[0] == 202
+        assert list(folder.iterdir())
+        threads = [threading.Thread(target=refine) for _ in range((os.cpu_count() or 1) + 2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.3)
+        # Others are answered meanwhile.
+        assert post("/collections/photos/search", query)[0] == 200
+        begin = time.monotonic()
+        assert server.stop() == cli.INTERRUPTED
+        assert time.monotonic() - begin < 8
+        for thread in threads:
+            thread.join(10)
+    assert answers == [503] * len(threads)
+    assert server.err == ["boxwood: interrupted; the page has ended; what was saved is kept\n"]
+    assert not list(folder.iterdir())
+    con = boxwood.connect(served)
     boxwood.Collection.open(con, "photos").verify()
     con.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
@@ -239,6 +240,31 @@ def test_nothing_found_is_a_file_without_rows(client: TestClient, form: str) -> 
         assert table.schema.field("day").type == pa.timestamp("us")
 
 
+def test_columns_that_formats_cannot_hold(tmp_path: Path) -> None:
+    """They are text there, and no export fails by them."""
+    with boxwood.connect(tmp_path / "odd.duckdb") as con:
+        con.execute(
+            "CREATE TABLE odd AS SELECT range AS id, to_days(range::INTEGER) AS took, "
+            "[to_days(1)] AS several, (SELECT sum(range) FROM range(5)) AS total, "
+            "340282366920938463463374607431768211455::UHUGEINT AS huge, "
+            "union_value(a := 3) AS either, '101'::BIT AS bits, range AS plain FROM range(5)"
+        )
+        odd = boxwood.Collection.create(con, "photos", table="odd")
+        odd.append(np.arange(5), codes=clustered_codes(5))
+    app = create_app(tmp_path / "odd.duckdb")
+    with TestClient(app, base_url="http://127.0.0.1", headers={"X-Boxwood": "1"}) as client:
+        found = view(client, k=5)
+        table = pq.read_table(io.BytesIO(save(client, found, "parquet")))
+        [first] = [row for row in table.to_pylist() if row["id"] == 1]
+        assert (first["took"], first["several"]) == ("1 day", "[1 day]")
+        assert (first["huge"], first["either"], first["bits"]) == (str(2**128 - 1), "3", "101")
+        assert (int(first["total"]), first["plain"]) == (10, 1)
+        assert table.schema.field("plain").type == pa.int64()
+        [first] = [row for row in json.loads(save(client, found, "json")) if row["id"] == 1]
+        assert (first["total"], first["huge"], first["took"]) == ("10", str(2**128 - 1), "1 day")
+        assert b"1 day" in save(client, found, "csv")
+
+
 def test_a_collection_without_metadata(client: TestClient) -> None:
     found = view(client, k=5, name="bare")
     answer = start(client, found, "csv")
@@ -386,6 +412,48 @@ def test_too_many_at_once_and_files_that_nobody_fetches(tmp_path: Path) -> None:
     assert not folder.exists()
     with pytest.raises(boxwood.Error):
         kept.start("d", "t", work)
+
+
+def test_a_download_that_is_broken_off_can_be_started_again(client: TestClient) -> None:
+    """The file is let go of when its last byte was sent to somebody who was there."""
+    found = view(client, k=5)
+    job = start(client, found, "csv").json()["job"]
+    follow(client, job)
+    path = f"/api/jobs/{job}/file"
+
+    async def leave() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            pass
+
+        await client.app(
+            {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "GET",
+             "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
+             "headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1),
+             "server": ("127.0.0.1", 80)},
+            receive, send,
+        )  # fmt: skip
+
+    asyncio.run(leave())
+    part = client.get(path, headers={"Range": "bytes=0-3"})
+    assert (part.status_code, part.content) == (206, b"rank")
+    assert client.get(path).status_code == 200
+    assert client.get(path).status_code == 404
+
+
+def test_files_that_were_fetched_make_room(client: TestClient) -> None:
+    found = view(client, k=5)
+    waiting = [start(client, found, "csv").json()["job"] for _ in range(LIMITS.jobs)]
+    for job in waiting:
+        follow(client, job)
+    assert start(client, found, "csv").status_code == 429
+    for job in waiting[2:0:-1]:
+        client.get(f"/api/jobs/{job}/file", headers={"Range": "bytes=0-3"})
+    assert start(client, found, "csv").status_code == 202
+    left = [client.get(f"/api/jobs/{job}/events").status_code for job in waiting]
+    assert left == [200, 404, 200]
 
 
 def test_what_goes_wrong_is_told_without_details(

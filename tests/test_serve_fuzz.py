@@ -80,7 +80,11 @@ class Served:
                 for parameter in about.get("parameters", []) if isinstance(about, dict) else []:
                     if parameter["in"] == "path" and parameter["name"] in there:
                         parameter["schema"] = {"enum": there[parameter["name"]]}
-        schemas = description["components"]["schemas"]
+        post = description["paths"]["/api/sessions"]["post"]["requestBody"]["content"]
+        schemas = {
+            **description["components"]["schemas"],
+            "NewSession": post["application/json"]["schema"],
+        }
         images = [{"id": 1}, {"id": "2", "weight": -0.5}, {"id": 399}, {"id": 400},
                   {"upload": "ab" * 32}]  # fmt: skip
         filters = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import struct
 import tarfile
 import threading
 import time
+import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +36,8 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import PlainTextResponse, StreamingResponse  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
+from boxwood import native  # noqa: E402
+from boxwood.encode.sources import open_uri  # noqa: E402
 from boxwood.serve import Limits, create_app, images, security  # noqa: E402
 from boxwood.serve.images import Pictures, Unavailable  # noqa: E402
 
@@ -268,6 +272,102 @@ def test_members_of_archives(site: Callable[..., Site], folder: Path) -> None:
     for name, kind in kinds.items():
         answer = made.get(name)
         assert (answer.status_code, answer.json()["error"]["kind"]) == (404, kind), name
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(tmp_path: Path, folder: Path) -> None:
+    large, most = 24 << 20, 1 << 20
+
+    def shard(name: str, mode: Any, **more: Any) -> None:
+        with tarfile.open(folder / name, mode, **more) as tar:
+            for member, data in (("a.jpg", picture()), ("large.jpg", bytes(large))):
+                about = tarfile.TarInfo(member)
+                about.size = len(data)
+                tar.addfile(about, io.BytesIO(data))
+
+    shard("packed.tar.gz", "w:gz", compresslevel=1)
+    shard("packed.tar.xz", "w:xz", preset=0)
+    with (folder / "sparse.tar").open("wb") as file:
+        for name, size in (("a.jpg", len(picture())), ("large.jpg", 1 << 30)):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            file.write(member.tobuf())
+            data = picture() if name == "a.jpg" else b""
+            file.write(data + bytes(-len(data) % 512))
+        file.truncate((1 << 30) + (1 << 16))
+    with (folder / "large.jpg").open("wb") as file:
+        file.truncate(1 << 30)
+    # A dictionary holds the large one once.
+    values = [picture(), *[bytes(large)] * 3, None, picture()]
+    table = pa.table({"key": list("axyznb"), "jpg": pa.array(values, pa.binary())})
+    pq.write_table(table, folder / "rows.parquet", row_group_size=4)
+    pq.write_table(table.select(["jpg"]), folder / "numbered.parquet", row_group_size=4)
+    made = Pictures(None, cache=tmp_path / "c", limits=Limits(bytes=most))
+
+    def kind(uri: str) -> str:
+        with pytest.raises(Unavailable) as caught:
+            made.read(made.locate(uri))
+        return caught.value.kind
+
+    tracemalloc.start()
+    try:
+        for name in ("packed.tar.gz#large.jpg", "packed.tar.xz#large.jpg", "sparse.tar#large.jpg",
+                     "large.jpg", "rows.parquet#x", "numbered.parquet#3"):  # fmt: skip
+            tracemalloc.reset_peak()
+            assert kind(f"{folder}/{name}") == "too-large", name
+            assert tracemalloc.get_traced_memory()[1] < 16 << 20, name
+    finally:
+        tracemalloc.stop()
+    for name in ("packed.tar.gz#a.jpg", "packed.tar.xz#a.jpg", "sparse.tar#a.jpg",
+                 "rows.parquet#a", "rows.parquet#b", "numbered.parquet#0",
+                 "numbered.parquet#5"):  # fmt: skip
+        assert made.read(made.locate(f"{folder}/{name}")) == picture(), name
+    for name in ("rows.parquet#n", "rows.parquet#0", "numbered.parquet#4", "numbered.parquet#6",
+                 "numbered.parquet#00", "numbered.parquet#" + "9" * 30,
+                 "numbered.parquet#\u0663"):  # fmt: skip
+        assert kind(f"{folder}/{name}") == "missing", name
+    made.close()
+
+
+def test_what_is_given_up_lets_its_thread_go(tmp_path: Path, folder: Path) -> None:
+    class Here:
+        async def is_disconnected(self) -> bool:
+            return False
+
+    ended: list[float] = []
+
+    def slow() -> None:
+        stop = native.stopping.get()
+        assert stop is not None
+        stop.wait(20)
+        ended.append(time.monotonic())
+
+    made = Pictures(None, cache=tmp_path / "c", limits=Limits(seconds=0.1))
+    start = time.monotonic()
+    request: Any = Here()
+    with pytest.raises(Unavailable, match="too long"):
+        asyncio.run(made.run(request, slow))
+    while not ended and time.monotonic() < start + 10:
+        time.sleep(0.01)
+    assert ended
+    assert ended[0] < start + 10
+    made.close()
+
+    # That is what the reading of archives looks at.
+    with tarfile.open(folder / "packed.tar.gz", "w:gz") as tar:
+        tar.add(folder / "good.jpg", "good.jpg")
+    pq.write_table(pa.table({"key": ["x"], "jpg": [picture()]}), folder / "rows.parquet")
+
+    def read() -> None:
+        stop = threading.Event()
+        native.stopping.set(stop)
+        for uri in (f"{folder}/packed.tar.gz#good.jpg", f"{folder}/rows.parquet#x"):
+            stop.clear()
+            assert isinstance(open_uri(uri), io.BytesIO)
+            stop.set()
+            with pytest.raises(boxwood.Cancelled):
+                open_uri(uri)
+
+    contextvars.copy_context().run(read)
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -854,9 +954,12 @@ def test_tokens_cannot_be_tried_one_after_the_other() -> None:
     codes = [client.get("/api/x", headers={"Authorization": f"Bearer {n:024}"}).status_code
              for n in range(15)]  # fmt: skip
     assert codes == [401] * 10 + [429] * 5
-    # Not even the right one any more from there, but from elsewhere.
+    # Behind a proxy all clients have one address: whoever guesses locks nobody out.
     right = {"Authorization": f"Bearer {TOKEN}"}
-    assert client.get("/api/x", headers=right).status_code == 429
+    assert client.get("/api/x", headers=right).status_code == 200
+    assert client.get(f"/?token={TOKEN}").status_code == 303
+    client.cookies.clear()
+    assert client.get("/?token=wrong").status_code == 429
     app: Any = client.app
     other = TestClient(app, base_url=BASE, client=("10.0.0.9", 1))
     assert other.get("/api/x", headers=right).status_code == 200

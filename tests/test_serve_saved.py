@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -24,7 +25,7 @@ pytest.importorskip("httpx")
 
 from fastapi.testclient import TestClient
 
-from boxwood.serve import create_app
+from boxwood.serve import create_app, saved
 
 BIG = 2**53 + 1
 
@@ -221,6 +222,7 @@ def test_what_is_no_session(client: TestClient, wrong: dict[str, Any]) -> None:
         ('{"options": {"seed": ' + "9" * 400 + "}}", 200),
         (r'{"typed": {"\u0000": "\u0000"}}', 200),
         ('{"typed": {"a": ' + "[" * 200 + "]" * 200 + "}}", 200),
+        ('{"typed": {"a": ' + "[" * 900 + "]" * 900 + "}}", 400),
         ('{"typed": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}", 400),
     ],
 )
@@ -240,6 +242,34 @@ def test_strange_json(client: TestClient, text: str, status: int | None) -> None
         expected = {"seed": None} if status is None else value
         assert kept.json()["state"][name] == expected
     assert len(client.get("/api/sessions").json()) == 1
+
+
+def test_of_many_faults_one_is_told(client: TestClient) -> None:
+    marks = [{"id": "x", "mark": "right"}] * 3
+    changes = [{"id": "x"}] * 3
+    for state in ({"marks": marks}, {"undo": {"steps": [{"changes": changes}]}}):
+        body = {"collection": "photos", "state": state}
+        told = error(client.post("/api/sessions", json=body), 422)
+        assert told["message"].count("an id is a whole number") == 1
+
+
+def test_long_states_are_checked_in_a_thread(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop, which all requests share, is not held up."""
+    loop = client.portal.call(threading.current_thread)  # type: ignore[union-attr]
+    checked = []
+
+    def watched(model: Any, sent: object) -> Any:
+        checked.append(threading.current_thread())
+        return real_check(model, sent)
+
+    real_check = saved._checked
+    monkeypatch.setattr(saved, "_checked", watched)
+    made = make(client)
+    client.put(f"/api/sessions/{made['id']}", json={"revision": 1, "name": "", "state": STATE})
+    assert len(checked) == 2
+    assert loop not in checked
 
 
 def test_unknown_things(client: TestClient) -> None:

@@ -71,6 +71,7 @@ LEARNERS = ("cover", "branch", "ensemble", "tree", "forest")
 FIT_ROWS = 100_000
 """Embeddings, at most, that a head and a quantizer are fitted to."""
 
+_SLICE = 20_000  # trees of a forest times rows, between looks whether anybody waits: about 0.1 s
 _FINGERPRINT = re.compile(r"[!-~]{1,31}")
 _BATCH_BYTES = 64 << 20  # of embeddings, in bulk loads
 _READY_ROWS = 1 << 17  # a batch of ready codes
@@ -1722,12 +1723,20 @@ class Collection:
         weight = np.ones(len(codes))
         weight[len(right) : len(right) + len(wrong)] = negative_weight
         state = seed % 2**32
-        classifier = (
-            DecisionTreeClassifier(random_state=state)
-            if learner == "tree"
-            else RandomForestClassifier(n_estimators=trees, random_state=state, n_jobs=1)
-        )
-        classifier.fit(codes, label, sample_weight=weight)
+        classifier: Any
+        if learner == "tree":
+            native.check_stopped()
+            classifier = DecisionTreeClassifier(random_state=state)
+            classifier.fit(codes, label, sample_weight=weight)
+        else:
+            # Some trees at a time, so that it can be stopped between. They are those of one fit.
+            classifier = RandomForestClassifier(random_state=state, n_jobs=1, warm_start=True)
+            some = max(1, _SLICE // len(codes))
+            for grown in range(some, trees + some, some):
+                native.check_stopped()
+                classifier.set_params(n_estimators=min(grown, trees))
+                classifier.fit(codes, label, sample_weight=weight)
+        native.check_stopped()
         model = Model.from_sklearn(
             classifier,
             positive=True,

@@ -220,7 +220,10 @@ class Model:
                 f"the forest has {len(trees):,} trees, but a model may have "
                 f"{native.MAX_ESTIMATORS:,} estimators"
             )
-        boxes = [_leaf_boxes(tree.tree_, which) for tree in trees]
+        boxes = []
+        for tree in trees:
+            native.check_stopped()
+            boxes.append(_leaf_boxes(tree.tree_, which))
         if sum(map(len, boxes)) > native.MAX_BOXES:
             raise InputError(
                 f"the {learner} has {sum(map(len, boxes)):,} positive leaves, but a model may have "

@@ -975,6 +975,13 @@ stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=No
 """An event by which another thread stops what this context runs: it then raises Cancelled."""
 
 
+def check_stopped() -> None:
+    """Raises Cancelled once the event in `stopping` is set."""
+    stop = stopping.get()
+    if stop is not None and stop.is_set():
+        raise errors.Cancelled("nobody waits for this any more")
+
+
 def _interruptible(work: Callable[[Any], None]) -> None:
     """Run `work(cancel)` in another thread, and set the cancel flag when Ctrl-C comes, or the event
     in `stopping` is set."""

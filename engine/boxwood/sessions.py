@@ -37,9 +37,15 @@ class Session:
     collection: str
     name: str
     revision: int
-    state: dict[str, Any]
+    text: str
+    """The state, as JSON."""
     created: datetime
     updated: datetime
+
+    @property
+    def state(self) -> dict[str, Any]:
+        state: dict[str, Any] = json.loads(self.text)
+        return state
 
 
 class Summary(NamedTuple):
@@ -101,7 +107,7 @@ def make(
     if row is not None and row[0] >= most:
         raise InputError(f"there are {row[0]:,} sessions already, and no more are kept: delete one")
     now = _now()
-    session = Session(secrets.token_urlsafe(12), collection, name, 1, json.loads(text), now, now)
+    session = Session(secrets.token_urlsafe(12), collection, name, 1, text, now, now)
     cur.execute(
         f"INSERT INTO boxwood.sessions ({_FIELDS}) VALUES (?, ?, ?, ?, ?, ?, ?)",
         [session.id, collection, name, 1, text, *[now.replace(tzinfo=None)] * 2],
@@ -117,7 +123,7 @@ def read(cur: duckdb.DuckDBPyConnection, id: str) -> Session:
         raise UnknownSession(id)
     key, collection, name, revision, state, created, updated = row
     return Session(
-        key, collection, name, revision, json.loads(state),
+        key, collection, name, revision, state,
         created.replace(tzinfo=UTC), updated.replace(tzinfo=UTC),
     )  # fmt: skip
 

@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from boxwood import native
 from boxwood.encode.decode import Broken, Item, Slice
 from boxwood.encode.images import SUFFIXES, ImageError, find_images, is_hidden
-from boxwood.errors import InputError
+from boxwood.errors import Cancelled, InputError
 
 COLUMNS = ("image", "jpg", "jpeg", "png", "webp", "bytes", "path", "file", "filename", "image_path")
 """Columns of images that are found without being named: bytes in any, paths in text ones."""
@@ -201,7 +202,7 @@ class Sources:
         column = _image_column(schema, self._column, name)
         key = None
         if not _is_text(schema.field(column).type):
-            key = self._key_column(schema, column, label, name, numbered)
+            key = _key_column(schema, column, self._key, label, name, numbered)
         others = [other for other in schema.names if other not in (column, "uri")]
         for batch in batches:
             lists = {other: batch.column(other).to_pylist() for other in others}
@@ -228,26 +229,6 @@ class Sources:
                 else:
                     yield Item(uri, data, {other: lists[other][n] for other in others})
             row += len(batch)
-
-    def _key_column(
-        self, schema: pa.Schema, column: str, label: str | None, name: str, numbered: bool
-    ) -> str | None:
-        """The column that tells the rows apart; None where their numbers do."""
-        if self._key is not None:
-            if self._key not in schema.names:
-                raise InputError(f"{name} has no column {self._key!r}: {', '.join(schema.names)}")
-            return self._key
-        for key in KEYS:
-            if key in schema.names and key != column:
-                text = _is_text(schema.field(key).type)
-                if text or label is not None:
-                    return key
-        if numbered:
-            return None
-        raise InputError(
-            "images in bytes need a column that tells them apart, key=..., so that a second call "
-            f"knows them; {name} has {', '.join(schema.names)}"
-        )
 
     def _tar(self, path: str) -> Iterator[Item | Broken]:
         """Images of a tar shard, with what stands in the .json or .txt of the same name. Those of a
@@ -371,6 +352,27 @@ def _image_column(schema: pa.Schema, column: str | None, where: str) -> str:
     return column
 
 
+def _key_column(
+    schema: pa.Schema, column: str, key: str | None, label: str | None, name: str, numbered: bool
+) -> str | None:
+    """The column that tells the rows apart; None where their numbers do."""
+    if key is not None:
+        if key not in schema.names:
+            raise InputError(f"{name} has no column {key!r}: {', '.join(schema.names)}")
+        return key
+    for known in KEYS:
+        if known in schema.names and known != column:
+            text = _is_text(schema.field(known).type)
+            if text or label is not None:
+                return known
+    if numbered:
+        return None
+    raise InputError(
+        "images in bytes need a column that tells them apart, key=..., so that a second call "
+        f"knows them; {name} has {', '.join(schema.names)}"
+    )
+
+
 # --- tar shards -----------------------------------------------------------------------------------
 
 
@@ -412,9 +414,11 @@ def _packing(raw: IO[bytes]) -> str:
 
 
 @contextmanager
-def _open_tar(path: str) -> Iterator[tuple[tarfile.TarFile, IO[bytes], bool]]:
+def _open_tar(
+    path: str, kind_of_file: type[io.FileIO] = io.FileIO
+) -> Iterator[tuple[tarfile.TarFile, IO[bytes], bool]]:
     """A tar shard, its file, and whether it is compressed."""
-    with open(path, "rb") as raw:
+    with io.BufferedReader(kind_of_file(path)) as raw:
         kind = _packing(raw)
         mode: Any = f"r:{kind}"
         with tarfile.open(path, mode, fileobj=raw, tarinfo=_Member) as shard:
@@ -476,36 +480,119 @@ def _beside(shard: tarfile.TarFile, group: Sequence[_File]) -> dict[str, Any]:
     return known
 
 
-def open_uri(uri: str) -> str | io.BytesIO:
+def open_uri(uri: str, most: int = _LARGEST) -> str | io.BytesIO:
     """What `load_image` takes, of an image by its uri: a member of a tar shard or a row of a
     Parquet file as its bytes. A compressed shard is read from its start to the member. Raises
-    ImageError where it is not there."""
+    ImageError where it is not there, and of the kind "decompression bomb" where it has more than
+    `most` bytes: these are not read. Raises Cancelled once `native.stopping` is set."""
     path, hash_, member = uri.partition("#")
     if not hash_ or not (is_tar(path) or _suffix(path) == ".parquet") or os.path.lexists(uri):
         return uri
     try:
         if is_tar(path):
-            return io.BytesIO(_read_member(path, member))
-        for item in Sources(path):
-            if isinstance(item, Item) and item.uri == uri and isinstance(item.data, bytes):
-                return io.BytesIO(item.data)
+            return io.BytesIO(_read_member(path, member, most))
+        data = _read_row(path, uri, most)
+    except Cancelled:
+        raise
+    except _Large as error:
+        said = f"{error.size:,} bytes are more than {most:,}"
+        raise ImageError(uri, said, "decompression bomb") from error
     except Exception as error:  # as above: whatever a damaged archive drives it to
         raise ImageError(uri, f"cannot be read: {_line(error)}", "unreadable") from error
-    raise ImageError(uri, "no such row", "unreadable")
+    if data is None:
+        raise ImageError(uri, "no such row", "unreadable")
+    return io.BytesIO(data)
 
 
-def _read_member(path: str, name: str) -> bytes:
-    """The bytes of the first image of this name. Raises KeyError where there is none."""
+class _Large(Exception):
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class _Stoppable(io.FileIO):
+    """A file that is read until `native.stopping` is set. Passing over one member of a compressed
+    shard may take minutes."""
+
+    def readinto(self, buffer: Any) -> int:
+        native.check_stopped()
+        return super().readinto(buffer)
+
+
+def _read_member(path: str, name: str, most: int) -> bytes:
+    """The bytes of the first image of this name. Raises KeyError where there is none, and _Large
+    before it reads more than `most`: a header may say any size, and a sparse file hold it."""
     with open(path, "rb") as raw:
         if not _packing(raw):
             offset, size = _members(path, os.fstat(raw.fileno()).st_mtime_ns)[name]
+            if size > most:
+                raise _Large(size)
             raw.seek(offset)
             return raw.read(size)
-    with _open_tar(path) as (shard, _, _):
-        for member, data in itertools.chain.from_iterable(_samples(shard, True)):
-            if member.name == name and data is not None:
-                return data
+    with _open_tar(path, _Stoppable) as (shard, _, _):
+        while (member := shard.next()) is not None:
+            shard.members.clear()  # type: ignore[attr-defined]  # or it would keep every one
+            image = _suffix(name) in SUFFIXES and not is_hidden(os.path.basename(name))
+            if member.name != name or not member.isfile() or not image:
+                continue
+            if member.size > most:
+                raise _Large(member.size)
+            file = shard.extractfile(member)
+            return b"" if file is None else file.read()
     raise KeyError(name)
+
+
+def _read_row(path: str, uri: str, most: int) -> bytes | None:
+    """The bytes of the image that a Parquet file's rows, as `Sources` names them, have under this
+    uri; None: there is none. Only the column of keys is read whole. That of images is read value
+    by value, so that no more than one page of it lies in memory: a dictionary makes thousands of
+    rows of the largest image in no space. Raises _Large for an image of more than `most`."""
+    path = os.path.realpath(path)
+    # Without pre_buffer, which loads whole columns of row groups at once.
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        schema = file.schema_arrow
+        column = _image_column(schema, None, path)
+        if not _is_bytes(schema.field(column).type):
+            return None
+        key = _key_column(schema, column, None, path, path, numbered=True)
+        if key is None:
+            number = uri.removeprefix(f"{path}#")
+            canonical = number.isdecimal() and number == str(int(number[:20]))
+            wanted = [int(number)] if canonical else []
+        else:
+            wanted, row = [], 0
+            for batch in file.iter_batches(4096, columns=[key]):
+                native.check_stopped()
+                for told in batch.column(0).to_pylist():
+                    if key == "uri" and told is not None:
+                        same = str(told) == uri
+                    else:
+                        same = f"{path}#{row if told is None else told}" == uri
+                    if same:
+                        wanted.append(row)
+                    row += 1
+        for row in wanted:
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                if row < rows:
+                    values = file.iter_batches(1, row_groups=[group], columns=[column])
+                    for value in itertools.islice(_watched(values), row, row + 1):
+                        held = value.column(0)[0]
+                        if held.is_valid:
+                            size = held.as_buffer().size
+                            if size > most:
+                                raise _Large(size)
+                            data: bytes = held.as_py()
+                            return data
+                    break
+                row -= rows
+    return None
+
+
+def _watched(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        native.check_stopped()
+        yield batch
 
 
 @functools.lru_cache(maxsize=4)

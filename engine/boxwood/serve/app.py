@@ -136,6 +136,9 @@ def _answer(
 
 async def _on_error(request: Request, error: Exception) -> Response:
     status, kind, message = _told(error)
+    if request.app.state.library.ending and status >= 500:
+        # Whatever it was driven to when the database was closed under it.
+        return _answer(503, "cancelled", "the server ends")
     if status == 500:
         _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _answer(status, kind, message)
@@ -198,9 +201,7 @@ def create_app(
         try:
             yield
         finally:
-            work.close()
-            pictures.close()
-            library.close()
+            close(app)
 
     app = FastAPI(
         title="Boxwood",
@@ -228,7 +229,7 @@ def create_app(
                  exports.router, jobs.router):  # fmt: skip
         app.include_router(part, prefix="/api")
 
-    @app.get("/", include_in_schema=False)
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
     async def index() -> FileResponse:
         return FileResponse(_STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
@@ -238,6 +239,20 @@ def create_app(
         hosts=security.LOOPBACK if hosts is None else tuple(hosts),
     )  # fmt: skip
     return app
+
+
+def stop(app: FastAPI) -> None:
+    """Stop what runs, so that requests end soon; `close` follows. From any thread."""
+    app.state.library.stop()
+    app.state.jobs.stop()
+
+
+def close(app: FastAPI) -> None:
+    """Close the database and remove temporary files. A second time does nothing."""
+    stop(app)
+    app.state.jobs.close()
+    app.state.pictures.close()
+    app.state.library.close()
 
 
 # --- about the database ---------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,13 +24,15 @@ from boxwood.serve.images import Pictures, Unavailable, safe_name, title
 from boxwood.serve.jobs import Job, Jobs
 from boxwood.serve.library import Cursor, Library, RequestCursor, Table
 from boxwood.serve.schemas import Column, ErrorBody, ExportRequest, JobStarted
-from boxwood.serve.views import View, ViewPath, clean, join, shown
+from boxwood.serve.views import View, ViewPath, clean, current, join, shown
 
 _ROWS = 4096  # at a time
 _TYPES = {
     "csv": "text/csv; charset=utf-8", "parquet": "application/vnd.apache.parquet",
     "json": "application/json", "zip": "application/zip",
 }  # fmt: skip
+_AS_TEXT = frozenset(("UHUGEINT", "BIT", "BIGNUM", "TIME WITH TIME ZONE"))
+"""Types that come out of Arrow as others, with other values."""
 _NUMBER = re.compile(r"[+-]?[0-9]+([.,][0-9]+)?([eE][+-]?[0-9]+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 LIST, LEFT_OUT = "pictures.csv", "left-out.txt"
@@ -60,9 +63,11 @@ class Rows:
         self._listed = pa.table(listed)
         self.names = [*listed, *_free(listed, [column.name for column in chosen])]
         parts = [f"v.{quoted(name)}" for name in listed]
+        odd = frozenset() if plain else _unwritable(cursor, self._table, chosen)
         for column, name in zip(chosen, self.names[len(listed) :], strict=True):
             held = f"m.{quoted(column.name)}"
-            parts.append(f"{shown(column, held) if plain else held} AS {quoted(name)}")
+            text = f"{held}::VARCHAR" if column.name in odd else held
+            parts.append(f"{shown(column, held) if plain else text} AS {quoted(name)}")
         if uri and (self._table is None or not self._table.uri):
             raise InputError(
                 f"the collection {view.base.collection!r} does not say where its pictures are: it "
@@ -103,6 +108,30 @@ def _chosen(table: Table | None, columns: Sequence[str] | None, plain: bool) -> 
         if plain and column.type == "BLOB":
             raise InputError(f"the column {column.name!r} holds bytes, which only Parquet can hold")
     return chosen
+
+
+def _unwritable(
+    cursor: RequestCursor, table: Table | None, columns: Sequence[Column]
+) -> frozenset[str]:
+    """Names of columns that Parquet, as Arrow writes it, cannot hold, or holds as something else:
+    intervals, unions, variants, what is made of these, and some more."""
+    if table is None:
+        return frozenset()
+
+    def fits(names: Sequence[str]) -> bool:
+        listed = ", ".join(quoted(name) for name in names)
+        try:
+            found = cursor.con.sql(f"SELECT {listed} FROM {table.sql} LIMIT 0")
+            pq.ParquetWriter(io.BytesIO(), found.to_arrow_reader(1).schema).close()
+        except (pa.ArrowException, duckdb.NotImplementedException, OSError):
+            return False
+        return True
+
+    odd = {column.name for column in columns if column.type in _AS_TEXT}
+    names = [column.name for column in columns if column.name not in odd]
+    if names and not fits(names):
+        odd.update(name for name in names if not fits([name]))
+    return frozenset(odd)
 
 
 def _free(taken: Sequence[str] | dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -257,7 +286,7 @@ def work(
         cursor = RequestCursor(library)
         job.on_cancel = cursor.interrupt
         try:
-            rows = rows_of(cursor, view, wanted, pictures)
+            rows = rows_of(cursor, current(cursor, view), wanted, pictures)
             if wanted.format == "zip":
                 write_zip(job, rows, pictures, len(view) - len(rows))
             elif wanted.format == "csv":
@@ -289,9 +318,14 @@ async def export(
     library: Library = state.library
     pictures: Pictures = state.pictures
     jobs: Jobs = state.jobs
-    found: View = state.views.get(view)
-    # What cannot be written is told at once, not by a job that fails.
-    await library.run(request, lambda: rows_of(cursor, found, wanted, pictures))
+
+    def check() -> View:
+        found: View = state.views.get(cursor, view)
+        # What cannot be written is told at once, not by a job that fails.
+        rows_of(cursor, found, wanted, pictures)
+        return found
+
+    found = await library.run(request, check)
     name = f"{safe_name(found.base.collection)}.{wanted.format}"
     job = jobs.start(name, _TYPES[wanted.format], work(library, pictures, found, wanted))
     return JobStarted(job=job.id)

@@ -35,6 +35,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as InPath
 
+from boxwood import native
 from boxwood.encode.images import ImageError, load_image
 from boxwood.encode.sources import is_tar, open_uri
 from boxwood.errors import StorageError
@@ -137,11 +138,15 @@ class Pictures:
 
     async def run(self, request: Request, function: Callable[..., T], *args: Any) -> T:
         """`function` in a thread for pictures. It is given up after `limits.seconds` at
-        work, and not begun when whoever asked has gone. Raises Unavailable for both."""
+        work, and not begun when whoever asked has gone. Raises Unavailable for both. What is given
+        up ends soon, so that its thread is there for others: between the members or rows of an
+        archive, and before anything is decoded."""
         begun: list[float] = []
+        stop = threading.Event()
 
         def work() -> T:
             begun.append(time.monotonic())
+            native.stopping.set(stop)
             return function(*args)
 
         future = asyncio.wrap_future(self._pool.submit(work))
@@ -155,6 +160,7 @@ class Pictures:
                 if not begun and await request.is_disconnected():
                     raise Unavailable("slow", "nobody waits for it any more")
         finally:
+            stop.set()
             future.cancel()
 
     # -- what people ask for
@@ -326,13 +332,17 @@ class Pictures:
             return fetch(found.uri, self.limits.bytes, self.limits.seconds)
         if not found.member:
             with self._open_file(found.path) as file:
+                if os.fstat(file.fileno()).st_size > self.limits.bytes:
+                    raise self._large()
                 return self._whole(file)
         try:
             archive, _, member = found.uri.partition("#")
             # Rows of Parquet files are told by the uri as it is stored.
             uri = f"{found.path}#{member}" if is_tar(archive) else found.uri
-            source = open_uri(uri)
+            source = open_uri(uri, self.limits.bytes)
         except ImageError as error:
+            if error.kind == "decompression bomb":
+                raise self._large() from error
             gone = isinstance(error.__cause__, KeyError) or error.reason == "no such row"
             raise Unavailable(
                 "missing" if gone else "unreadable",
@@ -371,11 +381,15 @@ class Pictures:
         except OSError as error:
             raise Unavailable("unreadable", _words(error)) from error
         if len(data) > self.limits.bytes:
-            raise Unavailable("too-large", f"the file is larger than {self.limits.bytes >> 20} MiB")
+            raise self._large()
         return data
+
+    def _large(self) -> Unavailable:
+        return Unavailable("too-large", f"the file is larger than {self.limits.bytes >> 20} MiB")
 
     def _decode(self, found: Found, side: int) -> tuple[Image, bytes]:
         data = self.read(found)
+        native.check_stopped()
         image = self._open(io.BytesIO(data), side, self.limits.pixels, FORMATS)
         kind = image.info["file_format"]
         with self._knowing:
@@ -675,9 +689,11 @@ Name = Annotated[str, InPath(alias="c", max_length=200, description="the collect
 Number = Annotated[int, InPath(alias="id", ge=0, le=2**63 - 1, description="the image's id")]
 
 
-async def _uri(request: Request, cursor: Cursor, name: str, number: int) -> str | None:
+async def _uri(
+    request: Request, cursor: Cursor, name: str, number: int, *, recall: bool = True
+) -> str | None:
     found: str | None = await request.app.state.library.run(
-        request, lambda: cursor.uri(name, number)
+        request, lambda: cursor.uri(name, number, recall=recall)
     )
     return found
 
@@ -727,7 +743,7 @@ async def picture(request: Request, cursor: Cursor, c: Name, id: Number) -> Resp
 )
 async def original(request: Request, cursor: Cursor, c: Name, id: Number) -> Response:
     pictures: Pictures = request.app.state.pictures
-    uri = await _uri(request, cursor, c, id)
+    uri = await _uri(request, cursor, c, id, recall=False)
     if not uri:
         raise Unavailable("no-uri", "the collection does not say where this picture is")
     found = await pictures.run(request, pictures.original, uri)

@@ -1,7 +1,7 @@
 """Long work in the background: started by one request, followed by another, fetched by a third.
 
-A job writes one file into a temporary folder. The file goes when it was fetched, when nobody has
-fetched it for long, and when the server ends.
+A job writes one file into a temporary folder. The file goes when all of it was fetched, when
+nobody has fetched it for long, and when the server ends.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from anyio import to_thread
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as InPath
 from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel
-from starlette.background import BackgroundTask
+from starlette.types import Message, Receive, Scope, Send
 
 from boxwood.errors import Cancelled, Error
 from boxwood.serve import schemas
@@ -54,6 +56,8 @@ class Job:
         self.done, self.total, self.words = 0, 0, "waiting for other exports"
         self.bytes = 0
         self.note = ""
+        self.fetched = False
+        """Whether somebody has begun to fetch the file, or a part of it."""
         self.error: schemas.ErrorDetail | None = None
         self.on_cancel: Callable[[], object] | None = None
         self.cancelled = threading.Event()
@@ -88,8 +92,14 @@ class Jobs:
         self._closed = False
 
     def start(self, name: str, media_type: str, work: Callable[[Job], None]) -> Job:
-        """Do `work` in the background; `name` is what its file is saved as. Refused with 429 where
-        too many are at work."""
+        """Do `work` in the background; `name` is what its file is saved as. Where there are too
+        many, a file that was fetched before, in part at least, makes room; refused with 429 where
+        there is none."""
+        with self._lock:
+            full = len(self._jobs) >= self.limits.jobs
+            fetched = [job.id for job in self._jobs.values() if job.fetched]
+        if full and fetched:
+            self.forget(fetched[0])
         with self._lock:
             if self._closed or len(self._jobs) >= self.limits.jobs:
                 raise Refusal(
@@ -124,13 +134,28 @@ class Jobs:
             timer.cancel()
         job.path.unlink(missing_ok=True)  # one that is at work removes its file as it ends
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Cancel all, and take no more."""
         with self._lock:
             self._closed = True
-            names = list(self._jobs)
-        for name in names:
-            self.forget(name)
-        self._pool.shutdown(wait=True, cancel_futures=True)
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            job.cancel()
+
+    def close(self) -> None:
+        """End all, and remove what they have written. One that is in the midst of something that
+        cannot be stopped is waited for no longer than a second."""
+        self.stop()
+        with self._lock:
+            jobs = list(self._jobs.values())
+        for job in jobs:
+            self.forget(job.id)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        end = time.monotonic() + 1
+        while any(job.state == "running" for job in jobs) and time.monotonic() < end:
+            time.sleep(0.02)
+            for job in jobs:
+                job.cancel()  # again: DuckDB forgets an interrupt that comes between statements
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -237,9 +262,35 @@ async def events(request: Request, job: JobId) -> StreamingResponse:
     )
 
 
+class _FetchedOnce(FileResponse):
+    """A file that is let go of by `forget` once all of it was sent. Who got a part, or went away in
+    the midst, may come again for the rest."""
+
+    def __init__(self, path: Path, forget: Callable[[], None], **more: Any) -> None:
+        super().__init__(path, **more)
+        self._forget = forget
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        whole = sent = False
+
+        async def watched(message: Message) -> None:
+            nonlocal whole, sent
+            if message["type"] == "http.response.start":
+                whole = message["status"] == 200
+            last = message["type"] == "http.response.body" and not message.get("more_body", False)
+            # Asked before the last part: after that everybody is gone.
+            here = last and whole and not await Request(scope, receive).is_disconnected()
+            await send(message)
+            sent = sent or here
+
+        await super().__call__(scope, receive, watched)
+        if sent:
+            await to_thread.run_sync(self._forget)
+
+
 @router.get(
     "/jobs/{job}/file",
-    summary="Fetch an export, once it is done; it is removed after that",
+    summary="Fetch an export, once it is done; it is removed when all of it was sent",
     response_class=FileResponse,
     responses={
         **_ERRORS,
@@ -258,12 +309,12 @@ async def file(request: Request, job: JobId) -> FileResponse:
     if found.state != "done":
         message = found.error.message if found.error else "the export is still at work"
         raise Refusal(409, "conflict", message)
-    return FileResponse(
+    found.fetched = True
+    return _FetchedOnce(
         found.path,
+        partial(jobs.forget, job),
         media_type=found.type,
         headers={"Content-Disposition": attachment(found.name), "Cache-Control": "no-store"},
-        # Of a part somebody will want the rest.
-        background=None if "range" in request.headers else BackgroundTask(jobs.forget, job),
     )
 
 

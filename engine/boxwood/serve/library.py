@@ -64,6 +64,8 @@ class Table:
     """The column of ids, by its plain name."""
     whole: bool
     """Whether that is of whole numbers, as it was when the collection was made."""
+    single: bool
+    """Whether no id can have several rows: it is the primary key of Boxwood's own table."""
     columns: list[Column]
     """All others."""
 
@@ -169,11 +171,11 @@ class RequestCursor:
             self._tables[name] = self.library.table(self, self.record(name))
         return self._tables[name]
 
-    def uri(self, name: str, number: int) -> str | None:
+    def uri(self, name: str, number: int, *, recall: bool = True) -> str | None:
         """Where the image of an id lies; None where that is not known. Refused with 404 where the
-        collection has no such id."""
-        known = self.library.recalled(name, number)
-        if known is not None:
+        collection has no such id. `recall`: it may be what was remembered a moment ago."""
+        known = self.library.recalled(self.record(name).uuid, number) if recall else None
+        if known is not None and self._there(self.record(name), number):
             return known
         table = self.table(name)
         if table is None or not table.uri:
@@ -187,6 +189,19 @@ class RequestCursor:
         if not found:
             raise Refusal(404, "image", f"the collection {name!r} has no id {number}")
         return None if found[0][0] is None else str(found[0][0])
+
+    def _there(self, record: Record, number: int) -> bool:
+        """Whether an image that was there is there still, with its metadata."""
+        try:
+            row = catalog.one(
+                self.con,
+                f"SELECT EXISTS (FROM {record.metadata} m WHERE m.{quoted(record.id_column)} = "
+                f"$id) AND EXISTS (FROM {record.ids} c WHERE c.id = $id)",
+                {"id": number},
+            )
+        except (duckdb.CatalogException, duckdb.BinderException, duckdb.ConversionException):
+            return False  # no such table any more, or ids that are text: to be asked in full
+        return row is not None and bool(row[0])
 
     def has(self, name: str, number: int) -> None:
         """Refused with 404 where the collection has no such id."""
@@ -216,30 +231,33 @@ class Library:
         self.memory = fspath(database) == ":memory:"
         self.con = connect(database, read_only=read_only)
         self.read_only = catalog.database(self.con).read_only
-        self._limiter = anyio.CapacityLimiter(2 * (cpu_count() or 1))
+        cores = cpu_count() or 1
+        self._limiter = anyio.CapacityLimiter(2 * cores)
+        self._training = anyio.CapacityLimiter(cores)
+        self.ending = False
         self._active: set[RequestCursor] = set()
         self._open: dict[str, tuple[UUID, Collection]] = {}
         self._opening = threading.Lock()
         self._facets: dict[tuple[str, ...], tuple[float, frozenset[str]]] = {}
-        self._uris: OrderedDict[tuple[str, int], tuple[float, str]] = OrderedDict()
+        self._uris: OrderedDict[tuple[UUID, int], tuple[float, str]] = OrderedDict()
         self._recalling = threading.Lock()
 
-    def remember(self, name: str, uris: Iterable[tuple[int, str | None]]) -> None:
-        """Keep for a moment where images are: a page of results is followed by as many requests
-        for their pictures."""
+    def remember(self, of: UUID, uris: Iterable[tuple[int, str | None]]) -> None:
+        """Keep for a moment where images of a collection are: a page of results is followed by as
+        many requests for their pictures."""
         until = time.monotonic() + _URI_SECONDS
         with self._recalling:
             for number, uri in uris:
                 if uri:
-                    self._uris[name, number] = until, uri
-                    self._uris.move_to_end((name, number))
+                    self._uris[of, number] = until, uri
+                    self._uris.move_to_end((of, number))
             while len(self._uris) > _URIS:
                 self._uris.popitem(last=False)
 
-    def recalled(self, name: str, number: int) -> str | None:
+    def recalled(self, of: UUID, number: int) -> str | None:
         """What was remembered of an image; None: nothing."""
         with self._recalling:
-            until, uri = self._uris.get((name, number), (0.0, ""))
+            until, uri = self._uris.get((of, number), (0.0, ""))
         return uri if until > time.monotonic() else None
 
     def warm(self) -> None:
@@ -253,25 +271,43 @@ class Library:
                     with suppress(Exception):
                         catalog.open_encoder(encoder, fingerprint).texts(["a picture"])
 
+    def stop(self) -> None:
+        """Stop what runs and what comes, with Cancelled; from any thread. It takes a moment."""
+        self.ending = True
+
     def close(self) -> None:
-        """Stop what runs, and let go of the database."""
+        """Stop what runs, and let go of the database; a second time does nothing."""
+        self.stop()
         for cursor in list(self._active):
             cursor.interrupt()
-        self.con.close()
+        # Nothing refers to it any more: DuckDB complains of connections that are left at the end of
+        # Python, where the app may still be in somebody's hands.
+        self._open.clear()
+        con = self.__dict__.pop("con", None)
+        if con is not None:
+            con.close()
 
-    async def run(self, request: Request, function: Callable[[], T]) -> T:
+    async def run(
+        self, request: Request, function: Callable[[], T], *, training: bool = False
+    ) -> T:
         """`function()` in a thread. When the client goes away meanwhile, what runs on the request's
-        cursor, or in the core, is stopped."""
+        cursor, or in the core, is stopped, and what waits for a thread is dropped.
+
+        training: it may take seconds. Such work waits for threads of its own, one a core, so that
+            everything else never waits for it.
+        """
         cursor: RequestCursor | None = getattr(request.state, "cursor", None)
         outcome: list[T] = []
         failure: list[BaseException] = []
 
+        begun = threading.Event()
+
         def work() -> None:
+            begun.set()
             try:
                 if cursor is not None:
                     native.stopping.set(cursor.stopped)
-                    if cursor.stopped.is_set():
-                        raise Cancelled("nobody waits for this any more")
+                    native.check_stopped()
                 outcome.append(function())
             except BaseException as error:
                 # An interrupt may look like Ctrl-C, which never comes to this thread.
@@ -280,20 +316,26 @@ class Library:
         async def watch() -> None:
             while True:
                 await anyio.sleep(_POLL)
-                if cursor is not None and await request.is_disconnected():
+                if cursor is not None and (self.ending or await request.is_disconnected()):
                     cursor.interrupt()  # sets flags, no more
+                    if not begun.is_set():
+                        # Ends the wait for a thread; one that has just begun is waited for.
+                        group.cancel_scope.cancel()
 
         async with anyio.create_task_group() as group:
             group.start_soon(watch)
             try:
-                await anyio.to_thread.run_sync(work, limiter=self._limiter)
+                limiter = self._training if training else self._limiter
+                await anyio.to_thread.run_sync(work, limiter=limiter)
             finally:
                 group.cancel_scope.cancel()
-        if not failure:
+        if outcome:
             return outcome[0]
-        error = failure[0]
+        error = failure[0] if failure else Cancelled("nobody waits for this any more")
         stopped = cursor is not None and cursor.stopped.is_set()
         if stopped and isinstance(error, (Cancelled, duckdb.Error, KeyboardInterrupt)):
+            if self.ending:
+                raise Cancelled("the server ends") from error
             raise Refusal(499, "cancelled", "the client went away") from error
         if isinstance(error, KeyboardInterrupt):
             raise Cancelled("the work was interrupted") from error
@@ -317,6 +359,7 @@ class Library:
             return None
         described = cursor.con.execute(f"DESCRIBE FROM {record.metadata}").fetchall()
         types = {str(row[0]): str(row[1]) for row in described}
+        keys = [str(row[0]) for row in described if row[3] == "PRI"]
         whole = types.pop(record.id_column, "") in WHOLE
         columns = list(types.items())
         texts = [name for name, type_ in columns if kind_of(type_) == "text" and name != "uri"]
@@ -327,6 +370,7 @@ class Library:
             catalog.table_name(shown),
             record.id_column,
             whole,
+            whole and record.owns_table and keys == [record.id_column],
             [
                 Column(
                     name=name,

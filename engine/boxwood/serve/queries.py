@@ -29,6 +29,7 @@ from boxwood.serve.schemas import (
     EstimateOut,
     Filter,
     ImageInfo,
+    Limits,
     PictureInfo,
     Query,
     RefineRequest,
@@ -362,6 +363,30 @@ def _estimate(known: Estimate) -> EstimateOut | None:
     )
 
 
+def _check_trees(collection: Collection, asked: RefineRequest, limits: Limits) -> None:
+    """Refused with 400 where scikit-learn would be at work for long: while it grows a tree,
+    nothing stops it."""
+    if asked.learner not in ("tree", "forest"):
+        return
+    others = 500 if asked.random_negatives is None else asked.random_negatives
+    marks = len(asked.positives) + len(asked.negatives)
+    learnt = marks + min(others, len(collection))
+    trees = asked.estimators if asked.learner == "forest" else 10
+    if trees * learnt <= limits.tree_rows:
+        return
+    most = limits.tree_rows // trees
+    if asked.learner == "tree":
+        raise InputError(
+            f"a tree of {learnt:,} rows takes too long here; {most:,} may be: lower "
+            f"random_negatives (here {others:,}), or mark fewer images"
+        )
+    raise InputError(
+        f"a forest of {trees:,} trees and {learnt:,} rows takes too long here: lower estimators to "
+        f"{max(1, limits.tree_rows // learnt):,}, or random_negatives (here {others:,}) and marks "
+        f"to {most:,} together"
+    )
+
+
 def refine_base(
     cursor: RequestCursor, collection: Collection, asked: RefineRequest, pictures: Pictures
 ) -> Base:
@@ -372,15 +397,40 @@ def refine_base(
         if what.within is not None:
             raise InputError("a refinement cannot be within a concept: leave `concept` out")
         query = what.encoded
-    refined = collection.refine(
-        asked.positives, asked.negatives, query=query, learner=asked.learner,
-        estimators=asked.estimators, boxes=asked.boxes, random_negatives=asked.random_negatives,
-        negative_weight=asked.negative_weight, seed=asked.seed, prior=asked.prior,
-        rerank=asked.rerank,
-    )  # fmt: skip
-    return refined_base(
-        collection.name, refined, positives=asked.positives, negatives=asked.negatives
+
+    def learned(positives: Sequence[int] | Ids, negatives: Sequence[int] | Ids) -> Base:
+        refined = collection.refine(
+            positives, negatives, query=query, learner=asked.learner,
+            estimators=asked.estimators, boxes=asked.boxes, random_negatives=asked.random_negatives,
+            negative_weight=asked.negative_weight, seed=asked.seed, prior=asked.prior,
+            rerank=asked.rerank,
+        )  # fmt: skip
+        return refined_base(collection.name, refined, positives=positives, negatives=negatives)
+
+    try:
+        return learned(asked.positives, asked.negatives)
+    except InputError:
+        # Images that were marked may have been deleted since. What is left is learned from.
+        left = [_still_there(cursor, collection, ids) for ids in (asked.positives, asked.negatives)]
+        gone = len({*asked.positives, *asked.negatives}) - sum(map(len, left))
+        if gone <= 0 or not (len(left[0]) or query is not None):
+            raise
+    base = learned(*left)
+    words = (
+        "1 mark is of an image that is" if gone == 1 else f"{gone:,} marks are of images that are"
     )
+    note = f"{words} not in the collection any more: left out"
+    return replace(base, note=f"{base.note}; {note}" if base.note else note)
+
+
+def _still_there(cursor: RequestCursor, collection: Collection, marks: Sequence[int] | Ids) -> Ids:
+    """Those of the marked images that the collection still has, ascending."""
+    record = cursor.record(collection.name)
+    ids = np.unique(np.asarray(marks, np.int64))
+    if not len(ids):
+        return ids
+    ids = rows.known(cursor.con, record, ids)
+    return np.setdiff1d(ids, rows.without_metadata(cursor.con, record, ids))
 
 
 # --- the border -----------------------------------------------------------------------------------
@@ -488,8 +538,8 @@ def _border_sql(
     table = cursor.table(name)
     if view.filters and table is not None:
         join = (
-            f" JOIN {table.shown} m ON {table.id} = s.id "
-            f"WHERE {views.where(table, view.filters, None)}"
+            f" WHERE s.id IN (SELECT {table.id} FROM {table.shown} m "
+            f"WHERE {views.where(table, view.filters, None)})"
         )
     return (
         f"(SELECT id, votes, score, {inside} AS inside, row_number() OVER (PARTITION BY {inside} "
@@ -667,9 +717,7 @@ def _nearest_marks(
     """The marks nearest to a code, of those that are still there."""
     if not len(marks):
         return []
-    record = cursor.record(collection.name)
-    marks = rows.known(cursor.con, record, marks)
-    marks = np.setdiff1d(marks, rows.without_metadata(cursor.con, record, marks))
+    marks = _still_there(cursor, collection, marks)
     codes, _ = collection.codes(marks)
     away = codes.astype(np.int64) - code.astype(np.int64)
     distances = np.sqrt((away * away).sum(axis=1))
@@ -767,10 +815,12 @@ async def refine(
         for labels in (asked.positives, asked.negatives):
             if len(labels) > limits.labels:
                 raise Refusal(413, "too-large", f"{limits.labels:,} marks of a kind at most")
-        base = refine_base(cursor, cursor.collection(collection), asked, pictures)
+        chosen = cursor.collection(collection)
+        _check_trees(chosen, asked, limits)
+        base = refine_base(cursor, chosen, asked, pictures)
         return show(request, cursor, base, start, asked.filters, asked.sort, asked.previous)
 
-    return await cursor.library.run(request, work)
+    return await cursor.library.run(request, work, training=True)
 
 
 @router.get("/collections/{collection}/images/{image}")
@@ -823,7 +873,7 @@ async def border_view(
 
     def work() -> Result:
         start = time.perf_counter()
-        return show(request, cursor, border(cursor, kept.get(view), limit), start)
+        return show(request, cursor, border(cursor, kept.get(cursor, view), limit), start)
 
     return await cursor.library.run(request, work)
 
@@ -832,4 +882,4 @@ async def border_view(
 async def why_image(request: Request, cursor: Cursor, view: ViewPath, image: ImageId) -> Why:
     """Why an image is among the results, or is not."""
     kept: Views = request.app.state.views
-    return await cursor.library.run(request, lambda: why(cursor, kept.get(view), image))
+    return await cursor.library.run(request, lambda: why(cursor, kept.get(cursor, view), image))

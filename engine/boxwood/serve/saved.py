@@ -7,16 +7,19 @@ import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import duckdb
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Body, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ValidationError
 
 from boxwood import sessions
 from boxwood.catalog import literal
 from boxwood.collection import Collection
 from boxwood.concepts import Concept
+from boxwood.errors import InputError
 from boxwood.serve.library import Cursor, Library, Refusal, RequestCursor
 from boxwood.serve.queries import refined_base, show
 from boxwood.serve.schemas import (
@@ -36,9 +39,12 @@ from boxwood.serve.schemas import (
     SessionSaved,
     SessionState,
     SessionSummary,
+    Unchecked,
 )
 
 __all__ = ["router"]
+
+M = TypeVar("M", bound=BaseModel)
 
 router = APIRouter(tags=["saved"])
 
@@ -103,8 +109,11 @@ async def get_sessions(
 
 
 @router.post("/sessions", summary="Keep a new session")
-async def post_session(request: Request, cursor: Cursor, body: NewSession) -> SessionSaved:
+async def post_session(
+    request: Request, cursor: Cursor, sent: Annotated[Any, Unchecked(NewSession), Body()]
+) -> SessionSaved:
     def work() -> SessionSaved:
+        body = _checked(NewSession, sent)
         cursor.record(body.collection)
         with _refusals(), _sessions(cursor) as (cur, most):
             made = sessions.make(cur, body.collection, body.name, _plain(body.state), most)
@@ -113,15 +122,17 @@ async def post_session(request: Request, cursor: Cursor, body: NewSession) -> Se
     return await cursor.library.run(request, work)
 
 
-@router.get("/sessions/{id}", summary="A session, to go on with")
-async def get_session(request: Request, cursor: Cursor, id: Id) -> SessionOut:
-    def work() -> SessionOut:
+@router.get("/sessions/{id}", summary="A session, to go on with", response_model=SessionOut)
+async def get_session(request: Request, cursor: Cursor, id: Id) -> Response:
+    def work() -> Response:
         with _refusals(), _sessions(cursor) as (cur, _):
             kept = sessions.read(cur, id)
-        return SessionOut(
+        about = SessionOut(
             id=kept.id, revision=kept.revision, collection=kept.collection, name=kept.name,
-            created=kept.created, updated=kept.updated, state=SessionState(**kept.state),
-        )  # fmt: skip
+            created=kept.created, updated=kept.updated, state=SessionState.model_construct(),
+        ).model_dump_json(exclude={"state"})  # fmt: skip
+        # The state goes as it is kept: it was checked when it came, and may be long.
+        return Response(f'{about[:-1]},"state":{kept.text}}}', media_type="application/json")
 
     return await cursor.library.run(request, work)
 
@@ -133,9 +144,13 @@ async def get_session(request: Request, cursor: Cursor, id: Id) -> SessionOut:
     responses=_CONFLICT,
 )
 async def put_session(
-    request: Request, cursor: Cursor, id: Id, body: SessionChange
+    request: Request,
+    cursor: Cursor,
+    id: Id,
+    sent: Annotated[Any, Unchecked(SessionChange), Body()],
 ) -> SessionSaved | JSONResponse:
     def work() -> SessionSaved | JSONResponse:
+        body = _checked(SessionChange, sent)
         with _refusals(), _sessions(cursor) as (cur, _):
             try:
                 revision = sessions.write(cur, id, body.revision, body.name, _plain(body.state))
@@ -158,8 +173,21 @@ async def delete_session(request: Request, cursor: Cursor, id: Id) -> None:
     await cursor.library.run(request, work)
 
 
+def _checked(model: type[M], sent: object) -> M:
+    """The body of a request that is `Unchecked`."""
+    try:
+        return model.model_validate(sent)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors(include_url=False)) from error
+
+
 def _plain(state: SessionState) -> dict[str, Any]:
-    return state.model_dump(mode="json")
+    try:
+        return state.model_dump(mode="json")
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            "the state of a session cannot be kept: its parts are nested too deeply"
+        ) from error
 
 
 # --- concepts -------------------------------------------------------------------------------------
@@ -194,7 +222,7 @@ async def post_concept(
     def work() -> ConceptDetail:
         of = cursor.collection(collection)
         _refuse_read_only(cursor)
-        base = request.app.state.views.get(body.view).base
+        base = request.app.state.views.get(cursor, body.view).base
         if base.collection != collection:
             raise Refusal(400, "input", f"these results are of the collection {base.collection!r}")
         if base.model is None:

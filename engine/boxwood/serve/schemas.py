@@ -13,8 +13,12 @@ from pydantic import (
     ConfigDict,
     Field,
     FiniteFloat,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, core_schema
 
 __all__ = ["EXACT", "Limits"]
 
@@ -55,6 +59,9 @@ class Limits:
     """Results of a search by words or images, `k`."""
     labels: int = 50_000
     """Positives, and negatives, of a refinement."""
+    tree_rows: int = 1_000_000
+    """Trees of a forest, times the rows that each learns from: about 5 seconds. One decision tree,
+    which looks at all dimensions of a row, counts as ten."""
     view_bytes: int = 512 << 20
     """Of all views that are kept, so that their pages can be asked for."""
 
@@ -70,6 +77,24 @@ class Strict(BaseModel):
     """A request, or a part of one: members that nobody knows are errors, not passed over."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True)
+class Unchecked:
+    """Marks a request's body that is described as `model`, but not checked before the route is
+    called: it may be so long that this must not hold up the other requests."""
+
+    model: type[BaseModel]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.any_schema()
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return handler(self.model.__pydantic_core_schema__)
 
 
 def _id_in(value: object) -> object:
@@ -245,7 +270,7 @@ class Filter(Strict):
         description="in: equal to one of `values`. range: from `low` to `high`, both included; "
         "null leaves a side open. contains: has `text` in it, whatever the case. missing: is NULL"
     )
-    values: list[Value] | None = Field(default=None, max_length=1_000)
+    values: Annotated[list[Value], Field(fail_fast=True, max_length=1_000)] | None = None
     low: Value | None = None
     high: Value | None = None
     text: Text | None = None
@@ -270,7 +295,8 @@ class Sort(Strict):
 Filters = Annotated[list[Filter], Field(max_length=32)]
 ViewId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 Results = Annotated[int, Field(ge=1, le=LIMITS.results)]
-Ids = Annotated[list[Id], Field(max_length=LIMITS.labels)]
+Ids = Annotated[list[Id], Field(fail_fast=True, max_length=LIMITS.labels)]
+"""Of so many the first wrong one is told, not all."""
 LearnerName = Literal["cover", "branch", "ensemble", "tree", "forest"]
 
 
@@ -552,11 +578,11 @@ class MarkChange(BaseModel):
 class UndoStep(BaseModel):
     model_config = ConfigDict(extra="allow")
 
-    changes: list[MarkChange] = []
+    changes: Annotated[list[MarkChange], Field(fail_fast=True)] = []
 
 
 class UndoSteps(BaseModel):
-    steps: list[UndoStep] = Field(default=[], max_length=10_000)
+    steps: Annotated[list[UndoStep], Field(fail_fast=True, max_length=10_000)] = []
     at: int = Field(default=0, ge=0, le=10_000, description="how many of the steps are done")
 
 
@@ -570,14 +596,14 @@ class SessionState(BaseModel):
         default=None, description="the last search, as POST .../search takes it"
     )
     typed: Part = Field({}, description="what stands in the search box")
-    marks: list[MarkedImage] = Field(default=[], max_length=2 * LIMITS.labels)
+    marks: Annotated[list[MarkedImage], Field(fail_fast=True, max_length=2 * LIMITS.labels)] = []
     undo: UndoSteps = UndoSteps()
     options: Part = Field({}, description="the learner, and its options")
-    filters: list[Part] = []
+    filters: Annotated[list[Part], Field(fail_fast=True)] = []
     sort: Part | None = None
     size: float = Field(180, ge=1, le=10_000, allow_inf_nan=False, description="of the pictures")
-    rounds: list[Part] = Field(
-        [], max_length=10_000, description="what each refinement was made from, and what it found"
+    rounds: Annotated[list[Part], Field(fail_fast=True, max_length=10_000)] = Field(
+        [], description="what each refinement was made from, and what it found"
     )
 
 

@@ -9,6 +9,7 @@ without details.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -127,6 +128,9 @@ class Guard:
             await answer.refuse(refused)
         except _TooLarge:
             await answer.refuse(_too_large(self._most(scope)))
+        except asyncio.CancelledError:
+            # Only a server that ends cancels its requests, and logs those that fail by it.
+            await answer.refuse(_Refused(503, "cancelled", "the server ends", connection="close"))
         except Exception:
             if answer.started:
                 raise
@@ -192,13 +196,15 @@ class Guard:
         given = bearer[7:].strip() if bearer[:7].lower() == "bearer " else None
         query = _query_token(scope)
         shown = given if given is not None else query
-        client = _client(scope)
-        if shown is not None and self._wrong.wait(client):
-            raise _Refused(429, "rate", "too many wrong tokens: wait a minute",
-                           **{"retry-after": "60"})  # fmt: skip
         if shown is not None and _same(shown, self._token):
             return None if given is not None else _without_token(scope)
         if shown is not None:
+            # The right one is taken whatever came before: behind a proxy all clients have one
+            # address, and tokens are too long to be guessed. The limit bounds the attempts' noise.
+            client = _client(scope)
+            if self._wrong.wait(client):
+                raise _Refused(429, "rate", "too many wrong tokens: wait a minute",
+                               **{"retry-after": "60"})  # fmt: skip
             self._wrong.count(client)
         raise _Refused(
             401, "token", "this page needs its token: open the address that `boxwood serve` has "

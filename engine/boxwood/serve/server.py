@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import ipaddress
 import logging
+import os
 import secrets
+import signal
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from boxwood.errors import InputError, StorageError
-from boxwood.serve import create_app
+from boxwood.serve.app import close, create_app, stop
 from boxwood.serve.security import LOOPBACK
 
 PORT = 8321
+_SECONDS = 2.4  # for what is at work to end, once the server is told to
+_WORKERS = ("AnyIO worker", "boxwood-")
+"""How threads are called that may be at work."""
 _Address = tuple[Any, ...]
 
 
@@ -39,7 +48,9 @@ def serve(
     open_page: bool = False,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Serve a database's page until Ctrl-C, which is raised as KeyboardInterrupt.
+    """Serve a database's page until Ctrl-C, which is raised as KeyboardInterrupt. Work that nothing
+    can stop, such as the decoding of a picture, then ends with the process, three seconds later at
+    most: exit code 130.
 
     host, port: where to listen; port 0: any that is free.
     names: further names by which the page is asked for, such as that of a proxy in front of it.
@@ -49,6 +60,8 @@ def serve(
     Raises StorageError where the address is taken or the database cannot be opened.
     """
     listener = _listen(host, port)
+    before = set(threading.enumerate())
+    server: _Server | None = None
     try:
         address, port = listener.getsockname()[:2]
         local = ipaddress.ip_address(address.partition("%")[0]).is_loopback
@@ -71,33 +84,80 @@ def serve(
                 threading.Thread(target=webbrowser.open, args=[own], daemon=True).start()
             warming.start()
 
-        warming = threading.Thread(target=app.state.library.warm, daemon=True)
+        # Waited for at the end: a process that ends in the midst of loading libraries may crash.
+        warming = threading.Thread(target=app.state.library.warm, name="boxwood-warm", daemon=True)
         logging.basicConfig(stream=sys.stderr, format="boxwood: %(message)s")
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, log_config=None, lifespan="on",
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=2, ws="none",
+            server_header=False, proxy_headers=False, timeout_graceful_shutdown=1, ws="none",
         )  # fmt: skip
-        server = _Server(config, started)
+        server = _Server(config, app, started)
         server.run(sockets=[listener])
-        if warming.is_alive():
-            warming.join(10)  # a process that ends in the midst of loading libraries may crash
         if not server.started:
             raise StorageError("the server could not start; the lines above say why")
     finally:
         listener.close()
+        if server is not None:
+            server.finish({
+                thread for thread in threading.enumerate()
+                if thread not in before and thread.name.startswith(_WORKERS)
+            })  # fmt: skip
 
 
 class _Server(uvicorn.Server):
-    """Says when it listens."""
+    """Says when it listens, and sees to it that it ends when it is told to."""
 
-    def __init__(self, config: uvicorn.Config, then: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, app: FastAPI, then: Callable[[], None]) -> None:
         super().__init__(config)
+        self._app = app
         self._then = then
+        self._signal, self._since = 0, 0.0  # the first one, and when it came
+        self._told = threading.Event()
+        self._finished = threading.Event()
+        threading.Thread(target=self._deadline, daemon=True).start()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if self.started and not self.should_exit:
             await asyncio.to_thread(self._then)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if not self._since:
+            self._signal, self._since = sig, time.monotonic()
+            self._told.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Of requests that are cut off, uvicorn would log where.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        stop(self._app)
+        await super().shutdown(sockets)
+
+    def finish(self, threads: Iterable[threading.Thread]) -> None:
+        """Close everything, and wait for the threads that were at work. Those that do not end have
+        the deadline end the process; Python itself would wait for them."""
+        main = threading.current_thread() is threading.main_thread()
+        handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None  # it ends anyhow
+        close(self._app)
+        end = (self._since or time.monotonic()) + _SECONDS
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
+        if self._since and any(thread.is_alive() for thread in threads):
+            return
+        gc.collect()  # cursors in the frames of errors: DuckDB complains of those at Python's end
+        self._finished.set()
+        self._told.set()
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+    def _deadline(self) -> None:
+        self._told.wait()
+        if self._finished.wait(_SECONDS + 0.4):  # in which the caller says good-bye
+            return
+        closing = threading.Thread(target=close, args=[self._app], daemon=True)
+        closing.start()
+        closing.join(0.5)
+        os._exit(128 + self._signal)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import secrets
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
+from uuid import UUID
 
 import duckdb
 import numpy as np
@@ -46,7 +48,7 @@ from boxwood.serve.schemas import (
     ViewId,
 )
 
-__all__ = ["Base", "Rank", "View", "Views", "arrange", "matching", "result", "router"]
+__all__ = ["Base", "Rank", "View", "Views", "arrange", "current", "matching", "result", "router"]
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +56,15 @@ FIRST = 120
 """Items that come with a result."""
 _MOST_VIEWS = 500
 _BINS = 20
+_ODD = (
+    duckdb.ConversionException,
+    duckdb.OutOfRangeException,
+    duckdb.InvalidInputException,
+    duckdb.BinderException,
+    duckdb.NotImplementedException,
+)
+"""What DuckDB says of values that cannot be compared or converted."""
+_log = logging.getLogger("boxwood.serve")
 _LONG = 10_000  # characters of a value that are shown
 
 Rank = tuple[tuple[str, bool], ...]
@@ -110,6 +121,8 @@ class View:
     """Rows of the base that the previous view had not; None: there was none."""
     changes: Changes | None
     sql: str
+    of: UUID
+    """The collection: another one of the same name is not it."""
 
     def __len__(self) -> int:
         return len(self.base.ids) if self.order is None else len(self.order)
@@ -145,7 +158,12 @@ class Views:
         self._views: OrderedDict[str, View] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, name: str) -> View:
+    def get(self, cursor: RequestCursor, name: str) -> View:
+        """Refused with 404 where it is not kept any more, or its collection is not there."""
+        return current(cursor, self.kept(name))
+
+    def kept(self, name: str) -> View:
+        """The same, whatever became of its collection."""
         with self._lock:
             view = self._views.get(name)
             if view is not None:
@@ -170,6 +188,14 @@ class Views:
             array.nbytes for view in views for array in (view.order, view.new) if array is not None
         )
         return sum(base.bytes for base in bases.values()) + sum(own)
+
+
+def current(cursor: RequestCursor, view: View) -> View:
+    """The view, once it is found to be of the collection that is there now."""
+    name = view.base.collection
+    if cursor.record(name).uuid != view.of:
+        raise Refusal(404, "gone", f"the collection {name!r} was made anew since: search it again")
+    return view
 
 
 # --- filters --------------------------------------------------------------------------------------
@@ -262,13 +288,7 @@ def compared() -> Iterator[None]:
     """What DuckDB says of values that are not of a column's type, as what the caller did wrong."""
     try:
         yield
-    except (
-        duckdb.ConversionException,
-        duckdb.OutOfRangeException,
-        duckdb.InvalidInputException,
-        duckdb.BinderException,
-        duckdb.NotImplementedException,
-    ) as error:
+    except _ODD as error:
         raise InputError(
             f"a filter, or the sort, does not fit its column: {str(error).splitlines()[0]}"
         ) from error
@@ -342,6 +362,10 @@ def statement(base: Base, table: Table | None, filters: Sequence[Filter], sort: 
     """What gives a view's rows on any Boxwood connection, with their metadata."""
     shown = ", ".join(f"r.{name}" for name in base.columns)
     lines = []
+    by = None
+    if sort is not None and sort.by != "rank" and table is not None:
+        name = quoted(_column(table, sort.by).name)
+        by = f"m.{name} {'DESC' if sort.descending else 'ASC'} NULLS LAST"
     if table is None:
         lines += [f"SELECT {shown}", f"FROM {base.source} r"]
     else:
@@ -353,11 +377,13 @@ def statement(base: Base, table: Table | None, filters: Sequence[Filter], sort: 
         ]
         if filters:
             lines.append(f"WHERE {where(table, filters, None)}")
+        if not table.single:
+            first = "" if by is None else f" ORDER BY {by}"
+            lines.append(f"QUALIFY row_number() OVER (PARTITION BY r.id{first}) = 1")
     turned = sort is not None and sort.by == "rank" and sort.descending
     order = [f"{text}{' DESC' if down != turned else ''}" for text, down in base.rank]
-    if sort is not None and sort.by != "rank" and table is not None:
-        name = quoted(_column(table, sort.by).name)
-        order.insert(0, f"m.{name} {'DESC' if sort.descending else 'ASC'} NULLS LAST")
+    if by is not None:
+        order.insert(0, by)
     lines.append(f"ORDER BY {', '.join(order)}")
     return "\n".join(lines)
 
@@ -382,14 +408,14 @@ def arrange(
     order = matching(cursor, table, whole.collection, base.ids, left, sort)
     view = View(
         secrets.token_urlsafe(12), base, whole, list(filters), sort, order, None, None,
-        statement(base, table, left, sort),
+        statement(base, table, left, sort), cursor.record(whole.collection).uuid,
     )  # fmt: skip
     if previous is not None:
         try:
-            before = views.get(previous)
+            before = views.kept(previous)
         except Refusal:
             before = None  # there is nothing to compare with any more
-        if before is not None and before.base.collection == whole.collection:
+        if before is not None and before.of == view.of:
             view = _compare(view, before)
     views.add(view)
     return view
@@ -457,7 +483,7 @@ def titles(cursor: RequestCursor, collection: str, ids: Ids) -> dict[int, str]:
             f'SELECT v.id, m."uri"::VARCHAR FROM boxwood_view v JOIN {table.sql} m '
             f"ON {join(table, 'v.id')}"
         ).fetchall()
-    cursor.library.remember(collection, found)
+    cursor.library.remember(cursor.record(collection).uuid, found)
     return {id_: title(uri) for id_, uri in found if uri}
 
 
@@ -500,8 +526,11 @@ def facets(cursor: RequestCursor, view: View, limit: int) -> list[Facet]:
         with catalog.registered(cursor.con, "boxwood_view", pa.table({"id": ids})):
             source = f"boxwood_view v JOIN {table.sql} m ON {join(table, 'v.id')}"
             for column in columns:
-                found[column.name] = _facet(cursor, column, source, limit)
-    return [found[column.name] for column in counted]
+                try:
+                    found[column.name] = _facet(cursor, column, source, limit)
+                except _ODD as error:  # of values at the end of what a type holds
+                    _log.warning("the column %r cannot be counted: %s", column.name, error)
+    return [found[column.name] for column in counted if column.name in found]
 
 
 def _under(cursor: RequestCursor, view: View, table: Table, filters: Sequence[Filter]) -> Ids:
@@ -583,19 +612,19 @@ def _exact(values: list[int]) -> list[int | str]:
 
 
 def _times(cursor: RequestCursor, column: Column, name: str, source: str) -> Facet:
-    day = 86_400_000_000
+    first = "DATE '1970-01-01'"
     if column.type == "DATE":
-        value, time = f"(epoch_us({name}) // {day})::HUGEINT", "make_timestamp(us * {day})::DATE"
+        # In days: there are dates that are too far away for microseconds.
+        value, time = f"({name} - {first})::HUGEINT", f"({first} + n::INTEGER)"
     else:
-        value, time = f"epoch_us({name}::TIMESTAMP)::HUGEINT", "make_timestamp(us)"
+        value, time = f"epoch_us({name}::TIMESTAMP)::HUGEINT", "make_timestamp(n)"
         if column.type == "TIMESTAMP WITH TIME ZONE":
             value = f"epoch_us({name})::HUGEINT"
 
     def show(edges: list[int]) -> list[int | str]:
         listed = ", ".join(map(str, edges))
         rows = cursor.con.execute(
-            f"SELECT {time.format(day=day)}::VARCHAR FROM (SELECT unnest([{listed}]::BIGINT[]) "
-            "AS us)"
+            f"SELECT {time}::VARCHAR FROM (SELECT unnest([{listed}]::BIGINT[]) AS n)"
         ).fetchall()
         zone = "+00" if column.type == "TIMESTAMP WITH TIME ZONE" else ""
         return [row[0] + zone for row in rows]
@@ -643,7 +672,7 @@ def _float_bins(cursor: RequestCursor, column: Column, value: str, source: str) 
 
 def shown(column: Column, name: str) -> str:
     """A column as what JSON can hold: numbers, booleans, and text for everything else."""
-    if column.kind == "bool" or column.type in WHOLE | {"DOUBLE"}:
+    if column.kind == "bool" or column.type in WHOLE - {"HUGEINT", "UHUGEINT"} | {"DOUBLE"}:
         return name
     if column.kind == "number":
         return f"{name}::DOUBLE" if column.type == "FLOAT" else f"{name}::VARCHAR"
@@ -696,7 +725,9 @@ def kept(request: Request) -> Views:
 @router.get("")
 async def first_page(request: Request, cursor: Cursor, view: ViewPath) -> Result:
     """A view once more, as it was, with its first items."""
-    return await cursor.library.run(request, lambda: result(cursor, kept(request).get(view)))
+    return await cursor.library.run(
+        request, lambda: result(cursor, kept(request).get(cursor, view))
+    )
 
 
 @router.get("/items")
@@ -717,7 +748,7 @@ async def page(
         raise InputError(f"limit may be {limits.page} at most, not {limit}")
 
     def work() -> Page:
-        chosen = kept(request).get(view)
+        chosen = kept(request).get(cursor, view)
         first = start if after is None else _after(chosen, after)
         last = min(first + limit, len(chosen))
         return Page(
@@ -738,7 +769,7 @@ async def count_facets(
 ) -> Facets:
     """How many images have which values."""
     return await cursor.library.run(
-        request, lambda: Facets(facets=facets(cursor, kept(request).get(view), limit))
+        request, lambda: Facets(facets=facets(cursor, kept(request).get(cursor, view), limit))
     )
 
 
@@ -750,7 +781,7 @@ async def arrange_view(
     views = kept(request)
 
     def work() -> Result:
-        whole = views.get(view).whole
+        whole = views.get(cursor, view).whole
         return result(
             cursor, arrange(views, cursor, whole, asked.filters, asked.sort, asked.previous)
         )

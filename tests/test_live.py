@@ -554,3 +554,22 @@ def test_an_older_copy_put_back(tmp_path: Path) -> None:
     again.append([7000], codes=small(1))
     con.execute("COMMIT")
     assert again.knn(small(1)[0], k=9)["id"].to_pylist() == [1, 7000]
+
+
+@pytest.mark.parametrize("before", [0, 5])
+def test_more_than_a_row_group_with_the_first_metadata(tmp_path: Path, before: int) -> None:
+    """DuckDB 2.0.0 loses what a transaction inserts after an INSERT of nothing, if it is more than
+    122,880 rows: the table that is made with the first metadata was empty, and with it, by the rule
+    of what is live, the collection."""
+    con = boxwood.connect(tmp_path / "photos.duckdb")
+    photos = Collection.create(con, "photos")
+    if before:
+        photos.append(np.arange(before) + 10**6, codes=small(before))
+    count = 130_000
+    photos.append(np.arange(count), codes=small(count), metadata={"n": np.arange(count)})
+    scanned = con.execute("SELECT count(*) FROM (SELECT n FROM photos WHERE n >= 0)").fetchall()
+    assert scanned == [(count,)]
+    assert len(photos) == count + before
+    photos.refresh()
+    photos.verify()
+    assert len(photos) == count + before

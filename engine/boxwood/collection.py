@@ -1136,9 +1136,11 @@ class Collection:
         return replace(record, table=self.name, owns_table=True)
 
     def _insert_metadata(
-        self, cur: duckdb.DuckDBPyConnection, record: Record, rows: pa.Table
+        self, cur: duckdb.DuckDBPyConnection, record: Record, details: pa.Table
     ) -> Record:
-        with catalog.registered(cur, "boxwood_new_rows", rows):
+        if not len(details) and record.table is not None:
+            return record
+        with catalog.registered(cur, "boxwood_new_rows", details):
             if record.table is None:
                 made = cur.execute("DESCRIBE FROM boxwood_new_rows").fetchall()
                 columns = ", ".join(
@@ -1147,11 +1149,14 @@ class Collection:
                 )
                 record = self._adopt_table(cur, record)
                 cur.execute(f"CREATE TABLE {record.metadata} ({columns})")
-                # From here on an image is there if it has a row in this table.
-                cur.execute(
-                    f"INSERT INTO {record.metadata} ({quoted(record.id_column)}) "
-                    f"SELECT id FROM {record.ids}"
-                )
+                # From here on an image is there if it has a row in this table. (In DuckDB 2.0.0 a
+                # table into which a transaction inserts first nothing and then more than a row
+                # group, 122,880 rows, is empty for good.)
+                if rows.count(cur, record):
+                    cur.execute(
+                        f"INSERT INTO {record.metadata} ({quoted(record.id_column)}) "
+                        f"SELECT id FROM {record.ids}"
+                    )
             assert record.table is not None
             try:
                 cur.execute(f"INSERT INTO {record.metadata} BY NAME SELECT * FROM boxwood_new_rows")

@@ -327,6 +327,8 @@ def settle(cur: duckdb.DuckDBPyConnection, of: Record, ids: Ids | None = None) -
 def _insert(
     cur: duckdb.DuckDBPyConnection, of: Record, rows: Rows, generations: NDArray[np.int64]
 ) -> None:
+    if not len(rows.ids):  # nothing must not be inserted: see Collection._insert_metadata
+        return
     columns = np.ascontiguousarray(rows.codes.T)
     new = {
         "id": rows.ids, "generation": generations,

@@ -36,7 +36,7 @@ from starlette.requests import Request  # noqa: E402
 from starlette.responses import PlainTextResponse, StreamingResponse  # noqa: E402
 from starlette.testclient import TestClient  # noqa: E402
 
-from boxwood import native  # noqa: E402
+from boxwood import errors  # noqa: E402
 from boxwood.encode.sources import open_uri  # noqa: E402
 from boxwood.serve import Limits, create_app, images, security  # noqa: E402
 from boxwood.serve.images import Pictures, Unavailable  # noqa: E402
@@ -336,7 +336,7 @@ def test_what_is_given_up_lets_its_thread_go(tmp_path: Path, folder: Path) -> No
     ended: list[float] = []
 
     def slow() -> None:
-        stop = native.stopping.get()
+        stop = errors.stopping.get()
         assert stop is not None
         stop.wait(20)
         ended.append(time.monotonic())
@@ -359,7 +359,7 @@ def test_what_is_given_up_lets_its_thread_go(tmp_path: Path, folder: Path) -> No
 
     def read() -> None:
         stop = threading.Event()
-        native.stopping.set(stop)
+        errors.stopping.set(stop)
         for uri in (f"{folder}/packed.tar.gz#good.jpg", f"{folder}/rows.parquet#x"):
             stop.clear()
             assert isinstance(open_uri(uri), io.BytesIO)

@@ -505,7 +505,7 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 StoreMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("BOXWOOD_MACHINES", "25")), stateful_step_count=14
+    max_examples=int(os.environ.get("BOXWOOD_MACHINES", "14")), stateful_step_count=14
 )
 TestStore = StoreMachine.TestCase
 

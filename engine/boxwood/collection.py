@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from boxwood import catalog, concepts, native, rows, sessions
+from boxwood import catalog, concepts, errors, native, rows, sessions
 from boxwood.adding import Adding, AddReport, Duplicates, fitting, known_uris
 from boxwood.catalog import Codes, Coding, Record, literal, quoted, table_name
 from boxwood.concepts import Concept
@@ -1730,7 +1730,7 @@ class Collection:
         state = seed % 2**32
         classifier: Any
         if learner == "tree":
-            native.check_stopped()
+            errors.check_stopped()
             classifier = DecisionTreeClassifier(random_state=state)
             classifier.fit(codes, label, sample_weight=weight)
         else:
@@ -1738,10 +1738,10 @@ class Collection:
             classifier = RandomForestClassifier(random_state=state, n_jobs=1, warm_start=True)
             some = max(1, _SLICE // len(codes))
             for grown in range(some, trees + some, some):
-                native.check_stopped()
+                errors.check_stopped()
                 classifier.set_params(n_estimators=min(grown, trees))
                 classifier.fit(codes, label, sample_weight=weight)
-        native.check_stopped()
+        errors.check_stopped()
         model = Model.from_sklearn(
             classifier,
             positive=True,

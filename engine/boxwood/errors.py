@@ -1,8 +1,13 @@
 """The exceptions that Boxwood raises on purpose: one tree under `Error`.
 
 Every message says what is wrong and what to do next. Several classes are also of a standard kind,
-so that ``except ValueError`` and the like work.
+so that ``except ValueError`` and the like work. And how a thread has another stop, by one of them.
 """
+
+from __future__ import annotations
+
+import threading
+from contextvars import ContextVar
 
 
 class Error(Exception):
@@ -56,3 +61,14 @@ class OutOfMemory(Error, MemoryError):
 
 class Cancelled(Error):
     """The caller's progress function or cancel flag stopped the work."""
+
+
+stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=None)
+"""An event by which another thread stops what this context runs: it then raises Cancelled."""
+
+
+def check_stopped() -> None:
+    """Raises Cancelled once the event in `stopping` is set."""
+    stop = stopping.get()
+    if stop is not None and stop.is_set():
+        raise Cancelled("nobody waits for this any more")

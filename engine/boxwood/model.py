@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
-from boxwood import native
+from boxwood import errors, native
 from boxwood.errors import InputError, MissingDependency, StorageError
 
 _VERSION = 1
@@ -222,7 +222,7 @@ class Model:
             )
         boxes = []
         for tree in trees:
-            native.check_stopped()
+            errors.check_stopped()
             boxes.append(_leaf_boxes(tree.tree_, which))
         if sum(map(len, boxes)) > native.MAX_BOXES:
             raise InputError(

@@ -11,7 +11,6 @@ import os
 import threading
 import uuid as uuids
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
@@ -971,21 +970,10 @@ def _threads(threads: int) -> int:
     return check_count(threads, "threads", 0, 4096)
 
 
-stopping: ContextVar[threading.Event | None] = ContextVar("stopping", default=None)
-"""An event by which another thread stops what this context runs: it then raises Cancelled."""
-
-
-def check_stopped() -> None:
-    """Raises Cancelled once the event in `stopping` is set."""
-    stop = stopping.get()
-    if stop is not None and stop.is_set():
-        raise errors.Cancelled("nobody waits for this any more")
-
-
 def _interruptible(work: Callable[[Any], None]) -> None:
     """Run `work(cancel)` in another thread, and set the cancel flag when Ctrl-C comes, or the event
-    in `stopping` is set."""
-    stop = stopping.get()
+    in `errors.stopping` is set."""
+    stop = errors.stopping.get()
     cancel = ffi.new("int32_t *")
     raised: list[BaseException] = []
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from boxwood import native
+from boxwood import errors
 from boxwood.encode.decode import Broken, Item, Slice
 from boxwood.encode.images import SUFFIXES, ImageError, find_images, is_hidden
 from boxwood.errors import Cancelled, InputError
@@ -484,7 +484,7 @@ def open_uri(uri: str, most: int = _LARGEST) -> str | io.BytesIO:
     """What `load_image` takes, of an image by its uri: a member of a tar shard or a row of a
     Parquet file as its bytes. A compressed shard is read from its start to the member. Raises
     ImageError where it is not there, and of the kind "decompression bomb" where it has more than
-    `most` bytes: these are not read. Raises Cancelled once `native.stopping` is set."""
+    `most` bytes: these are not read. Raises Cancelled once `errors.stopping` is set."""
     path, hash_, member = uri.partition("#")
     if not hash_ or not (is_tar(path) or _suffix(path) == ".parquet") or os.path.lexists(uri):
         return uri
@@ -511,11 +511,11 @@ class _Large(Exception):
 
 
 class _Stoppable(io.FileIO):
-    """A file that is read until `native.stopping` is set. Passing over one member of a compressed
+    """A file that is read until `errors.stopping` is set. Passing over one member of a compressed
     shard may take minutes."""
 
     def readinto(self, buffer: Any) -> int:
-        native.check_stopped()
+        errors.check_stopped()
         return super().readinto(buffer)
 
 
@@ -562,7 +562,7 @@ def _read_row(path: str, uri: str, most: int) -> bytes | None:
         else:
             wanted, row = [], 0
             for batch in file.iter_batches(4096, columns=[key]):
-                native.check_stopped()
+                errors.check_stopped()
                 for told in batch.column(0).to_pylist():
                     if key == "uri" and told is not None:
                         same = str(told) == uri
@@ -591,7 +591,7 @@ def _read_row(path: str, uri: str, most: int) -> bytes | None:
 
 def _watched(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     for batch in batches:
-        native.check_stopped()
+        errors.check_stopped()
         yield batch
 
 

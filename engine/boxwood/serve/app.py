@@ -54,6 +54,7 @@ _WORDS = {
 }
 
 _NEGATIVES = LearnerOption(name="random_negatives", min=0, max=100_000, default=500)
+_TREE_NEGATIVES = LearnerOption(name="random_negatives", min=0, max=30_000, default=500)
 _WEIGHT = LearnerOption(name="negative_weight", min=0.01, max=100, default=1)
 _PRIOR = LearnerOption(name="prior", min=0, max=1, default=True)
 _ESTIMATORS = LearnerOption(name="estimators", min=1, max=1_024, default=25)
@@ -86,12 +87,12 @@ def _learners() -> list[LearnerInfo]:
         LearnerInfo(
             name="tree", title="Decision tree", query=False, available=trees,
             words="A classic decision tree from scikit-learn; needs a fair number of marks.",
-            options=[_NEGATIVES, _WEIGHT],
+            options=[_TREE_NEGATIVES, _WEIGHT],
         ),
         LearnerInfo(
             name="forest", title="Random forest", query=False, available=trees,
             words="Many decision trees that vote, from scikit-learn; slower, and needs many marks.",
-            options=[_NEGATIVES, _WEIGHT, _ESTIMATORS],
+            options=[_TREE_NEGATIVES, _WEIGHT, _ESTIMATORS],
         ),
     ]  # fmt: skip
 

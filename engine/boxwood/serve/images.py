@@ -35,7 +35,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar
 from fastapi import APIRouter, Request, Response
 from fastapi import Path as InPath
 
-from boxwood import native
+from boxwood import errors
 from boxwood.encode.images import ImageError, load_image
 from boxwood.encode.sources import is_tar, open_uri
 from boxwood.errors import StorageError
@@ -146,7 +146,7 @@ class Pictures:
 
         def work() -> T:
             begun.append(time.monotonic())
-            native.stopping.set(stop)
+            errors.stopping.set(stop)
             return function(*args)
 
         future = asyncio.wrap_future(self._pool.submit(work))
@@ -389,7 +389,7 @@ class Pictures:
 
     def _decode(self, found: Found, side: int) -> tuple[Image, bytes]:
         data = self.read(found)
-        native.check_stopped()
+        errors.check_stopped()
         image = self._open(io.BytesIO(data), side, self.limits.pixels, FORMATS)
         kind = image.info["file_format"]
         with self._knowing:

@@ -19,7 +19,7 @@ import anyio.to_thread
 import duckdb
 from fastapi import Depends, Request
 
-from boxwood import catalog, native
+from boxwood import catalog, errors
 from boxwood.catalog import Record, quoted
 from boxwood.collection import Collection
 from boxwood.connection import connect
@@ -306,8 +306,8 @@ class Library:
             begun.set()
             try:
                 if cursor is not None:
-                    native.stopping.set(cursor.stopped)
-                    native.check_stopped()
+                    errors.stopping.set(cursor.stopped)
+                    errors.check_stopped()
                 outcome.append(function())
             except BaseException as error:
                 # An interrupt may look like Ctrl-C, which never comes to this thread.
